@@ -1,0 +1,1 @@
+"""Find, name, prove and steer the concepts a music generator has learned."""

@@ -1,0 +1,37 @@
+"""Training state on disk: orbax's `CheckpointManager`, so that a run killed at any moment goes on from its last save."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class TrainingCheckpoints:
+    """Numbered checkpoints of one pytree of arrays under `folder`; orbax renames a finished one into place."""
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+
+    def save(self, step: int, state: Any, note: dict) -> None:
+        """Writes `state` and the JSON-able `note` (data position, config) under number `step`."""
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note)))
+        self._manager.wait_until_finished()
+
+    def note(self) -> dict | None:
+        """The note of the newest checkpoint, or None where there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        return self._manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
+
+    def restore(self, template: Any) -> tuple[int, Any]:
+        """(step, state) of the newest checkpoint; `template` has the shapes and dtypes of the state."""
+        step = self._manager.latest_step()
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+        return step, restored["state"]
+
+    def close(self) -> None:
+        self._manager.close()

@@ -1,0 +1,1 @@
+"""What each feature of a dictionary does over a corpus: where it is active, how often, and in which clips most."""

@@ -1,0 +1,215 @@
+"""MusicGen's decoder: a pre-norm transformer over summed codebook embeddings (Copet et al., arXiv 2306.05284)."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musae_jax.models.edits import CONDITIONAL, UNCONDITIONAL, Edits, apply_edits
+from musae_jax.models.hf_config import read_fields
+from musae_jax.models.t5 import ACTIVATIONS, MASKED
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The attributes of transformers' `MusicgenDecoderConfig` that matter when nothing is dropped out."""
+
+    vocab_size: int = 2048
+    max_position_embeddings: int = 2048  # kept for the file; positions are computed to any length
+    num_hidden_layers: int = 24
+    ffn_dim: int = 4096
+    num_attention_heads: int = 16
+    activation_function: str = "gelu"
+    hidden_size: int = 1024
+    initializer_factor: float = 0.02
+    num_codebooks: int = 4  # in all: in stereo, those of both channels
+    audio_channels: int = 1
+    pad_token_id: int = 2048
+    bos_token_id: int = 2048
+
+    @property
+    def delays(self) -> int:
+        """The number of different delays D: T frames take T + D columns."""
+        return self.num_codebooks // self.audio_channels
+
+    @classmethod
+    def from_hf(cls, values: dict) -> tuple["DecoderConfig", list[str]]:
+        """The config in a Hugging Face dictionary, and the list of problems found."""
+        ignored = ("dropout", "attention_dropout", "activation_dropout", "layerdrop", "classifier_dropout")
+        fixed = {"model_type": ("musicgen_decoder",), "scale_embedding": (False,), "tie_word_embeddings": (False,)}
+        known, problems = read_fields(cls, values, "decoder", ignored, fixed)
+        c = cls(**known)
+        if c.activation_function not in ACTIVATIONS:
+            problems.append(f"decoder.activation_function is {c.activation_function!r}, which is not supported")
+        if c.audio_channels not in (1, 2) or c.num_codebooks < 1 or c.num_codebooks % c.audio_channels:
+            problems.append(f"decoder has {c.num_codebooks} codebooks for {c.audio_channels} audio channels")
+        if c.num_attention_heads < 1 or c.hidden_size % c.num_attention_heads:
+            problems.append(f"decoder.hidden_size {c.hidden_size} is not a multiple of {c.num_attention_heads} heads")
+        if c.pad_token_id != c.vocab_size:
+            problems.append(f"decoder.pad_token_id is {c.pad_token_id}, not the row after the vocabulary ({c.vocab_size})")
+        return c, problems
+
+    def to_hf(self) -> dict:
+        """The dictionary that transformers reads back."""
+        return {"model_type": "musicgen_decoder", **dataclasses.asdict(self)}
+
+
+@flax.struct.dataclass
+class TextStates:
+    """What the decoder attends to: states [B, L, D], already multiplied by the mask [B, L] (1 for a real token)."""
+
+    states: jax.Array
+    mask: jax.Array
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of every layer, each [rows, capacity, H, d]."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+@flax.struct.dataclass
+class Cross:
+    """Cross-attention keys and values of every layer, each [B, L, H, d], and the additive mask [B, 1, 1, L]."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    bias: jax.Array
+
+
+def sinusoids(positions: jax.Array, width: int) -> jax.Array:
+    """[cos, sin] of the positions at log-spaced frequencies, fp32 [P, width] (transformers'
+    `MusicgenSinusoidalPositionalEmbedding`); an odd width gets a zero column."""
+    half = width // 2
+    step = np.float32(-math.log(10000) / max(half - 1, 1))
+    frequencies = np.exp(np.arange(half, dtype=np.float32) * step)
+    angles = positions.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), jnp.zeros((len(positions), width % 2))], axis=-1)
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) -> jax.Array:
+    """Softmax attention: query [R, P, H, d], key and value [R, S, H, d], bias broadcast to [R, H, P, S] -> [R, P, H·d]."""
+    scores = jnp.einsum("rphd,rshd->rhps", query * query.shape[-1] ** -0.5, key).astype(jnp.float32) + bias
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("rhps,rshd->rphd", weights, value).reshape(*query.shape[:2], -1)
+
+
+class Attention(nn.Module):
+    """The four projections, without biases."""
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        c = self.config
+        init = nn.initializers.normal(c.initializer_factor)
+        self.query, self.key, self.value, self.out = (
+            nn.Dense(c.hidden_size, use_bias=False, kernel_init=init) for _ in range(4)
+        )
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.config.num_attention_heads, -1)
+
+    def queries(self, x: jax.Array) -> jax.Array:
+        return self._heads(self.query(x))
+
+    def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self._heads(self.key(x)), self._heads(self.value(x))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention, feed-forward; each adds to the residual stream x [R, P, D]."""
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        c = self.config
+        init = nn.initializers.normal(c.initializer_factor)
+        self.self_norm, self.cross_norm, self.ffn_norm = (nn.LayerNorm(epsilon=1e-5) for _ in range(3))
+        self.self_attention, self.cross_attention = Attention(c), Attention(c)
+        self.up = nn.Dense(c.ffn_dim, use_bias=False, kernel_init=init)
+        self.down = nn.Dense(c.hidden_size, use_bias=False, kernel_init=init)
+
+    def __call__(self, x, bias, cross, cache, start):
+        """`bias` masks self-attention, `cross` is (keys, values, bias) or None, `cache` (keys, values) or None; `start` is
+        where in the cache the new keys go. Returns the stream and the keys and values attended to."""
+        h = self.self_norm(x)
+        query, (key, value) = self.self_attention.queries(h), self.self_attention.keys_values(h)
+        if cache is not None:
+            key = jax.lax.dynamic_update_slice_in_dim(cache[0], key.astype(cache[0].dtype), start, axis=1)
+            value = jax.lax.dynamic_update_slice_in_dim(cache[1], value.astype(cache[1].dtype), start, axis=1)
+        x = x + self.self_attention.out(attention(query, key, value, bias))
+        if cross is not None:
+            # Rows beyond the text are unconditional: their keys and values would be all zero, so nothing is added.
+            rows = cross[0].shape[0]
+            h = self.cross_norm(x[:rows])
+            added = self.cross_attention.out(attention(self.cross_attention.queries(h), *cross))
+            x = x + added if rows == x.shape[0] else jnp.concatenate([x[:rows] + added, x[rows:]])
+        elif self.is_initializing():
+            self.cross_attention.out(self.cross_attention.queries(self.cross_norm(x)).reshape(x.shape))
+            self.cross_attention.keys_values(x)
+        h = ACTIVATIONS[self.config.activation_function](self.up(self.ffn_norm(x)))
+        return x + self.down(h), (key, value)
+
+
+class Decoder(nn.Module):
+    """Delayed codes to logits. Layers are unrolled, so what is above the highest tap costs nothing when unused."""
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        c = self.config
+        init = nn.initializers.normal(c.initializer_factor)
+        self.embedding = self.param("embedding", init, (c.num_codebooks, c.vocab_size + 1, c.hidden_size))
+        self.blocks = [Block(c, name=f"block_{i}") for i in range(c.num_hidden_layers)]
+        self.norm = nn.LayerNorm(epsilon=1e-5)
+        self.heads = self.param("heads", init, (c.hidden_size, c.num_codebooks, c.vocab_size))
+
+    def cross(self, text: TextStates) -> Cross:
+        """The keys and values of the text, for every layer: computed once and used at every step."""
+        pairs = [block.cross_attention.keys_values(text.states.astype(self.embedding.dtype)) for block in self.blocks]
+        bias = jnp.where(text.mask > 0, 0.0, MASKED)[:, None, None, :].astype(jnp.float32)
+        return Cross(keys=tuple(k for k, _ in pairs), values=tuple(v for _, v in pairs), bias=bias)
+
+    def __call__(
+        self,
+        columns: jax.Array,  # int [R, K, P], delayed
+        cross: Cross | None = None,
+        cache: Cache | None = None,
+        start: jax.Array | int = 0,
+        taps: tuple[int, ...] = (),
+        edits: Edits | None = None,
+        branches: tuple[int, ...] | None = None,
+        logits: bool = True,
+    ) -> tuple[jax.Array | None, dict[int, jax.Array], Cache]:
+        """Logits [R, K, P, V] (or None), residuals {layer: [R, P, D]} after the edits of that layer, and the keys and
+        values so far. The columns are those at positions start … start + P − 1; a cache holds the ones before."""
+        if branches is None:
+            branches = (UNCONDITIONAL,) if cross is None else (CONDITIONAL,)
+        c = self.config
+        length = columns.shape[-1]
+        positions = start + jnp.arange(length)
+        x = sum(self.embedding[k][columns[:, k]] for k in range(c.num_codebooks))  # [R, P, D]
+        x = x + sinusoids(positions, c.hidden_size).astype(x.dtype)
+        seen = jnp.arange(length if cache is None else cache.keys[0].shape[1])
+        bias = jnp.where(seen[None, :] <= (positions if cache is not None else seen)[:, None], 0.0, MASKED)  # [P, S]
+        residuals, pairs = {}, []
+        depth = c.num_hidden_layers if logits else max(taps, default=-1) + 1
+        for i, block in enumerate(self.blocks[:depth]):
+            layer_cross = None if cross is None else (cross.keys[i], cross.values[i], cross.bias)
+            layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
+            x, pair = block(x, bias, layer_cross, layer_cache, start)
+            x = apply_edits(edits, i, x, positions, branches)
+            pairs.append(pair)
+            if i in taps:
+                residuals[i] = x
+        held = Cache(keys=tuple(k for k, _ in pairs), values=tuple(v for _, v in pairs))
+        if not logits:
+            return None, residuals, held
+        out = self.norm(x) @ self.heads.reshape(c.hidden_size, -1)  # [R, P, K·V]
+        return out.reshape(*x.shape[:2], c.num_codebooks, -1).transpose(0, 2, 1, 3), residuals, held

@@ -1,0 +1,100 @@
+"""Edits: changes to the residual stream, applied inside the model after a block.
+
+They are plain data (arrays, or a static function with its arrays), so this file knows nothing of autoencoders, and a
+change of strength never compiles anything again.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from musae_jax.errors import MusaeError
+
+CONDITIONAL, UNCONDITIONAL = 0, 1  # the branches of classifier-free guidance
+
+
+@flax.struct.dataclass
+class FunctionEdit:
+    """h + gate · function(arrays, h). An SAE edit is a function giving decode(f′) − decode(f), so its error is kept.
+
+    `function` maps (arrays, residuals [G, B, P, D]) to a change of that shape. It is static: pass a function defined in
+    a module, not a fresh lambda, or every call compiles again. `gate` is a number or an array [P], [B, P] or [G, B, P].
+    """
+
+    function: Callable[[Any, jax.Array], jax.Array] = flax.struct.field(pytree_node=False)
+    arrays: Any = ()
+    gate: Any = 1.0
+
+
+@flax.struct.dataclass
+class Edits:
+    """What to change after which block (0-based layer i is the hook `blocks.{i}.resid_post`).
+
+    `vectors[i]` is added: [D] everywhere, [P, D] per position, [B, P, D] per batch row, [G, B, P, D] per branch of
+    guidance (0 conditional, 1 unconditional; G is 1 or 2). Axes of length 1 are broadcast; positions beyond the last
+    given use the last one. Position p reads column p of the delayed layout: the start step, then the frames.
+    `functions[i]` are `FunctionEdit`s. Both act on the unedited stream of that layer.
+    """
+
+    vectors: Mapping[int, Any] = flax.struct.field(default_factory=dict)
+    functions: Mapping[int, FunctionEdit] = flax.struct.field(default_factory=dict)
+
+
+def prepare_edits(edits: Edits | None, layers: int, width: int) -> Edits | None:
+    """The same edits with strong fp32 arrays (a Python float would compile again) and their shapes checked."""
+    if edits is None:
+        return None
+    for layer in (*edits.vectors, *edits.functions):
+        if not 0 <= layer < layers:
+            raise MusaeError(f"the edits name layer {layer}, but this model has layers 0 to {layers - 1}; choose one of those")
+    vectors = {}
+    for layer, vector in edits.vectors.items():
+        vector = jnp.asarray(vector, jnp.float32)
+        if not 1 <= vector.ndim <= 4 or vector.shape[-1] != width:
+            raise MusaeError(
+                f"the vector for layer {layer} has shape {vector.shape}, but the residual stream is {width} wide; "
+                f"give [{width}], [P, {width}], [B, P, {width}] or [G, B, P, {width}]"
+            )
+        vectors[layer] = vector
+    functions = {}
+    for layer, edit in edits.functions.items():
+        gate = jnp.asarray(edit.gate, jnp.float32)
+        if gate.ndim > 3:
+            raise MusaeError(f"the gate for layer {layer} has shape {gate.shape}; give a number, [P], [B, P] or [G, B, P]")
+        functions[layer] = edit.replace(gate=gate, arrays=jax.tree.map(jnp.asarray, edit.arrays))
+    return Edits(vectors=vectors, functions=functions)
+
+
+def _select(values: jax.Array, branches: tuple[int, ...], positions: jax.Array) -> jax.Array:
+    """Values [G?, B?, P?, D] for these branches and positions, every missing axis 1."""
+    values = values.reshape((1,) * (4 - values.ndim) + values.shape)
+    if values.shape[0] > 1:
+        values = values[jnp.asarray(branches)]
+    if values.shape[2] > 1:
+        values = jnp.take(values, jnp.minimum(positions, values.shape[2] - 1), axis=2, mode="clip")
+    return values
+
+
+def apply_edits(
+    edits: Edits | None, layer: int, x: jax.Array, positions: jax.Array, branches: tuple[int, ...]
+) -> jax.Array:
+    """The stream x [G·B, P, D] after block `layer`, edited; `branches` names the G branches in the order of the rows."""
+    if edits is None or (layer not in edits.vectors and layer not in edits.functions):
+        return x
+    h = x.reshape(len(branches), -1, *x.shape[1:])  # [G, B, P, D]
+    edited = h
+    if layer in edits.vectors:
+        edited = edited + _select(edits.vectors[layer], branches, positions).astype(h.dtype)
+    if layer in edits.functions:
+        edit = edits.functions[layer]
+        gate = _select(jnp.asarray(edit.gate)[..., None], branches, positions)
+        edited = edited + (gate * edit.function(edit.arrays, h)).astype(h.dtype)
+    if edited.shape != h.shape:
+        raise MusaeError(
+            f"the edit of layer {layer} does not fit a batch of {h.shape[1]} clips with {h.shape[2]} positions; "
+            "its batch axis must be 1 or that size"
+        )
+    return edited.reshape(x.shape)

@@ -1,0 +1,219 @@
+"""MusicGen as one value: text encoder, decoder and codec, and the pure functions that run them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musae_jax.errors import MusaeError
+from musae_jax.models import encodec
+from musae_jax.models.decoder import Cache, Decoder, DecoderConfig, TextStates
+from musae_jax.models.delay import apply_delay
+from musae_jax.models.edits import Edits, prepare_edits
+from musae_jax.models.t5 import T5Config, T5Encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class MusicGenConfig:
+    """The three parts' static configurations; hashable, so it can be a static argument of `jax.jit`."""
+
+    text: T5Config
+    audio: encodec.EncodecConfig
+    decoder: DecoderConfig
+
+    @property
+    def sampling_rate(self) -> int:
+        """Audio samples per second."""
+        return self.audio.sampling_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Audio samples per frame."""
+        return math.prod(self.audio.upsampling_ratios)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sampling_rate / self.hop_length
+
+    @property
+    def num_codebooks(self) -> int:
+        """K, in stereo those of both channels."""
+        return self.decoder.num_codebooks
+
+    @property
+    def audio_channels(self) -> int:
+        """1, or 2 in a stereo model."""
+        return self.decoder.audio_channels
+
+    @property
+    def projects_text(self) -> bool:
+        """Whether T5 and the decoder differ in width, so that a projection stands between."""
+        return self.text.d_model != self.decoder.hidden_size
+
+    def frames(self, seconds: float) -> int:
+        """The number of frames nearest to a duration in seconds, at least one."""
+        return max(1, round(float(seconds) * self.frame_rate))
+
+
+@flax.struct.dataclass
+class MusicGen:
+    """A model: params = {"text", "projection", "decoder", "audio"}; the tokenizer may be None (give token ids then)."""
+
+    config: MusicGenConfig = flax.struct.field(pytree_node=False)
+    params: Any = None
+    tokenizer: Any = flax.struct.field(pytree_node=False, default=None)
+
+
+@flax.struct.dataclass
+class Output:
+    """logits [B, K, P, V] (None if not asked for), residuals {layer: [B, P, D]}, cache (keys and values, or None)."""
+
+    logits: jax.Array | None
+    residuals: dict[int, jax.Array]
+    cache: Cache | None = None
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def text_states(config: MusicGenConfig, params: Any, ids: jax.Array, mask: jax.Array) -> TextStates:
+    """T5 states of token ids [B, L], projected to the decoder's width and multiplied by the mask [B, L]."""
+    states = T5Encoder(config.text).apply({"params": params["text"]}, ids, mask)
+    if config.projects_text:
+        states = states @ params["projection"]["kernel"] + params["projection"]["bias"]
+    return TextStates(states=states * mask[..., None].astype(states.dtype), mask=mask)
+
+
+def encode_text(mg: MusicGen, texts: Sequence[str] | Any, mask: Any = None) -> TextStates:
+    """Prompts to what the decoder attends to: states [B, L, D] and mask [B, L].
+
+    `texts` are strings, or token ids [B, L] with an optional mask (without one, padding ids are masked). Strings are
+    padded to a multiple of 16 tokens, so that prompts of similar length do not compile again; padding changes nothing.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    if isinstance(texts, Sequence) and len(texts) and all(isinstance(text, str) for text in texts):
+        if mg.tokenizer is None:
+            raise MusaeError(
+                "this checkpoint has no tokenizer files, so encode_text cannot read strings; add tokenizer.json to its "
+                "folder or pass token ids [B, L]"
+            )
+        ids, mask = tokenize(mg.tokenizer, texts, mg.config.text.pad_token_id)
+    else:
+        ids = np.asarray(texts) if not isinstance(texts, jax.Array) else texts
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+            raise MusaeError(
+                f"encode_text was given an array of shape {ids.shape} and type {ids.dtype}; give a list of strings or "
+                "integer token ids [B, L]"
+            )
+    ids = jnp.asarray(ids, jnp.int32)
+    mask = ids != mg.config.text.pad_token_id if mask is None else jnp.asarray(mask)
+    if mask.shape != ids.shape:
+        raise MusaeError(f"the mask has shape {mask.shape} and the token ids {ids.shape}; give both as [B, L]")
+    return text_states(mg.config, mg.params, ids, mask.astype(jnp.int32))
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], padding: int, multiple: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask, int32 [B, L], from a `tokenizers.Tokenizer` or a transformers tokenizer."""
+    texts = list(texts)
+    if hasattr(tokenizer, "encode_batch"):
+        tokenizer.no_padding()
+        rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    else:
+        rows = tokenizer(texts)["input_ids"]
+    length = max(1, *map(len, rows))
+    length += -length % multiple
+    ids = np.full((len(rows), length), padding, np.int32)
+    mask = np.zeros((len(rows), length), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def forward(
+    config: MusicGenConfig,
+    params: Any,
+    codes: Any,
+    text: TextStates | None = None,
+    taps: Sequence[int] = (),
+    edits: Edits | None = None,
+    delayed: bool = False,
+    logits: bool = True,
+) -> Output:
+    """The decoder, teacher-forced.
+
+    Codes int [B, K, T] give P = T + 1 positions (the start step and the frames, delayed; 501 for 10 s); with
+    `delayed=True` they are columns [B, K, P] used as they lie. `text=None` is unconditional: no cross-attention is
+    computed, since its keys and values would be zero. `taps` are 0-based layers whose residual stream (after that
+    layer's edits) is returned. With `logits=False` nothing above the highest tap is computed. `edits` with two branches
+    use the conditional one where there is text and the unconditional one where there is none.
+    """
+    c = config.decoder
+    taps = tuple(int(layer) for layer in taps)
+    for layer in taps:
+        if not 0 <= layer < c.num_hidden_layers:
+            raise MusaeError(f"tap {layer} is not a layer of this model; choose from 0 to {c.num_hidden_layers - 1}")
+    if np.ndim(codes) != 3 or np.shape(codes)[1] != c.num_codebooks:
+        raise MusaeError(f"the codes have shape {np.shape(codes)}, but this model reads [B, {c.num_codebooks}, T]")
+    edits = prepare_edits(edits, c.num_hidden_layers, c.hidden_size)
+    return _forward(config, params["decoder"], jnp.asarray(codes, jnp.int32), text, taps, edits, delayed, logits)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "taps", "delayed", "logits"))
+def _forward(config, params, codes, text, taps, edits, delayed, logits) -> Output:
+    c = config.decoder
+    columns = codes if delayed else apply_delay(codes, c.pad_token_id, c.audio_channels)
+    decoder, variables = Decoder(c), {"params": params}
+    cross = None if text is None else decoder.apply(variables, text, method="cross")
+    out, residuals, _ = decoder.apply(variables, columns, cross, taps=taps, edits=edits, logits=logits)
+    return Output(logits=out, residuals=residuals)
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def encode_audio(config: MusicGenConfig, params: Any, audio: Any) -> jax.Array:
+    """Audio float [B, S] at `config.sampling_rate` Hz, −1 … 1, to codes int32 [B, K, T].
+
+    A stereo model takes [B, 2, S] (mono [B, S] counts as both channels) and gives codebooks left, right, left, …
+    """
+    audio = jnp.asarray(audio, jnp.float32)
+    if config.audio_channels == 1:
+        return encodec.encode(config.audio, params["audio"], audio)
+    sides = (audio, audio) if audio.ndim == 2 else (audio[:, 0], audio[:, 1])
+    codes = [encodec.encode(config.audio, params["audio"], side) for side in sides]
+    return jnp.stack(codes, axis=2).reshape(codes[0].shape[0], -1, codes[0].shape[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def decode_codes(config: MusicGenConfig, params: Any, codes: Any) -> jax.Array:
+    """Codes int [B, K, T] to audio float32 [B, S], in stereo [B, 2, S]; S = T · hop_length."""
+    codes = jnp.asarray(codes, jnp.int32)
+    if config.audio_channels == 1:
+        return encodec.decode(config.audio, params["audio"], codes)
+    return jnp.stack([encodec.decode(config.audio, params["audio"], codes[:, side::2]) for side in (0, 1)], axis=1)
+
+
+def random_musicgen(config: MusicGenConfig, key: jax.Array, tokenizer: Any = None) -> MusicGen:
+    """A model with random parameters, drawn as the original training does: a start for training, and the control."""
+    keys = jax.random.split(key, 4)
+    c = config.decoder
+    params = {
+        "text": _init(T5Encoder(config.text), keys[0], jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), jnp.int32)),
+        "decoder": _init(Decoder(c), keys[2], jnp.zeros((1, c.num_codebooks, 2), jnp.int32)),
+        "audio": encodec.random_encodec(config.audio, keys[3]),
+    }
+    if config.projects_text:
+        shape = (config.text.d_model, c.hidden_size)
+        kernel = nn.initializers.normal(c.initializer_factor)(keys[1], shape)
+        params["projection"] = {"kernel": kernel, "bias": jnp.zeros(c.hidden_size)}
+    return MusicGen(config=config, params=params, tokenizer=tokenizer)
+
+
+def _init(module: nn.Module, key: jax.Array, *inputs: jax.Array) -> Any:
+    return jax.jit(module.init)(key, *inputs)["params"]

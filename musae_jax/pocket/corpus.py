@@ -1,0 +1,87 @@
+"""Composed music in memory for training: audio, captions, and the notes that sound, as plain arrays.
+
+Training clips come from composer corpora that no other part of the project uses: `TRAIN_SEED` for training,
+`HELD_OUT_SEED` for every measure in the model card.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from musae_jax.compose.captions import write_caption
+from musae_jax.compose.composer import Composition, compose
+from musae_jax.compose.concepts import LEADS, PERCUSSION
+from musae_jax.compose.dataset import SEEDS_PER_CORPUS
+from musae_jax.compose.render import render
+from musae_jax.files import atomic_path
+
+TRAIN_SEED = 900
+HELD_OUT_SEED = 901
+LOWEST_NOTE, NOTES = 36, 52  # the piano roll covers MIDI 36 … 87, all that the composer writes
+
+
+def composition(seed: int, index: int, seconds: float) -> Composition:
+    """Clip `index` of corpus `seed`."""
+    return compose(seed * SEEDS_PER_CORPUS + index, seconds)
+
+
+def caption(seed: int, index: int, variant: int, style) -> str:
+    """Caption number `variant` of a clip; variants differ in wording and in what they mention."""
+    return write_caption(style, np.random.default_rng([seed, index, variant]))
+
+
+ROLL = NOTES + len(PERCUSSION) + len(LEADS)  # notes, drum pieces, lead instruments
+
+
+def roll(written: Composition) -> np.ndarray:
+    """What sounds in each frame, bool [T, ROLL]: pitched notes, drum pieces, and the instruments that play them."""
+    out = np.zeros((written.score.frames, ROLL), bool)
+    pieces = list(PERCUSSION.values())
+    programs = [lead.program for lead in LEADS]
+    for note in written.score.notes:
+        span = slice(note.start, note.start + note.frames)
+        if note.voice == "drums":
+            out[note.start : note.start + 4, NOTES + pieces.index(note.pitch)] = True
+            continue
+        out[span, note.pitch - LOWEST_NOTE] = True
+        if note.program in programs:
+            out[span, NOTES + len(PERCUSSION) + programs.index(note.program)] = True
+    return out
+
+
+@dataclass(frozen=True)
+class Bank:
+    """`audio` int16 [clips, S] and `roll` bool [clips, T, ROLL], memory-mapped."""
+
+    audio: np.ndarray
+    roll: np.ndarray
+
+
+def open_bank(
+    folder: str | Path,
+    clips: int,
+    seed: int,
+    seconds: float,
+    sampling_rate: int,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Bank:
+    """Renders a corpus once into two .npy files under `folder` and maps them into memory."""
+    stem = f"{folder}/bank-{seed}-{clips}-{seconds:g}-{sampling_rate}"
+    audio_path, roll_path = Path(stem + ".audio.npy"), Path(stem + ".roll.npy")
+    if not (audio_path.exists() and roll_path.exists()):
+        with atomic_path(audio_path) as audio_file, atomic_path(roll_path) as roll_file:
+            frames = round(seconds * 50)
+            samples = round(seconds * sampling_rate)
+            audio = np.lib.format.open_memmap(audio_file, "w+", np.int16, (clips, samples))
+            rolls = np.lib.format.open_memmap(roll_file, "w+", bool, (clips, frames, ROLL))
+            for index in range(clips):
+                written = composition(seed, index, seconds)
+                audio[index] = np.round(np.clip(render(written.score, sampling_rate), -1, 1) * 32767)
+                rolls[index] = roll(written)
+                if progress:
+                    progress(index + 1, clips, "clips rendered")
+            audio.flush()
+            rolls.flush()
+    return Bank(np.load(audio_path, mmap_mode="r"), np.load(roll_path, mmap_mode="r"))

@@ -1,0 +1,292 @@
+"""BatchTopK (Bussmann et al. 2024): the k·N largest activations of a batch are kept, so k is a mean, not a quota.
+
+One pure `train_step(config, state, batch) -> (state, metrics)`. Everything is fp32. The loss and AuxK (Gao et al. 2024)
+are both fractions of variance, so the coefficient of AuxK means the same at any scale of activations. Inputs are
+centred and scaled by constants estimated once; `fold` moves them into the weights exactly. After training the rule is
+a JumpReLU whose threshold is the running mean of the batches' thresholds, so single tokens can be encoded.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from musae_jax.errors import MusaeError
+from musae_jax.sae.sae import SAE, SAEConfig
+
+Params = dict[str, jax.Array]
+NEVER = 2**30  # a latent that has not fired for this many tokens has stopped being counted
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchTopKConfig:
+    """How to train; the recipe is that of the dictionary_learning library except where a field says otherwise.
+
+    Attributes:
+      d_in, d_sae: D and F.
+      k: active features per token, on average over a batch.
+      steps, batch_size: optimiser steps, and N tokens in each.
+      lr: peak learning rate of Adam (0.9, 0.999); None: 2e-4 / sqrt(F / 2^14).
+      lr_warm_up_steps: linear from 0; None: min(1000, steps / 20).
+      lr_decay_steps: linear to 0 at the end; None: the last fifth.
+      grad_clip: largest global norm of a gradient.
+      auxk_alpha: weight of AuxK.
+      k_aux: dead latents per token in AuxK; None: d_in / 2.
+      dead_after_tokens: a latent is dead after so many tokens without firing; None: a tenth of the run, at most 10M
+        (the usual 10M would make nothing dead in a short run).
+      threshold_decay: of the running mean of the batches' thresholds.
+      count_tolerance: how far the number of kept activations may be from k·N, as a share; the price of exactness is
+        passes over the [N, F] activations.
+      seed: of the weights and of the order of the data.
+    """
+
+    d_in: int
+    d_sae: int
+    k: int = 32
+    steps: int = 2000
+    batch_size: int = 2048
+    lr: float | None = None
+    lr_warm_up_steps: int | None = None
+    lr_decay_steps: int | None = None
+    grad_clip: float = 1.0
+    auxk_alpha: float = 1 / 32
+    k_aux: int | None = None
+    dead_after_tokens: int | None = None
+    threshold_decay: float = 0.99
+    count_tolerance: float = 0.002
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("d_in", "d_sae", "k", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise MusaeError(f"{name} of the SAE is {getattr(self, name)}, but it must be at least 1")
+        if self.k > self.d_sae:
+            raise MusaeError(f"k = {self.k} features per token were asked of an SAE with d_sae = {self.d_sae}; lower k")
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.batch_size
+
+    @property
+    def k_aux_used(self) -> int:
+        return min(self.d_sae, self.k_aux if self.k_aux is not None else max(1, self.d_in // 2))
+
+    @property
+    def dead_after_used(self) -> int:
+        if self.dead_after_tokens is not None:
+            return min(self.dead_after_tokens, NEVER - 1)
+        return min(10_000_000, self.tokens // 10)
+
+    def learning_rate(self, step: jax.Array) -> jax.Array:
+        """Of optimiser step 0, 1, …"""
+        peak = self.lr if self.lr is not None else 2e-4 / math.sqrt(self.d_sae / 2**14)
+        warm_up = self.lr_warm_up_steps if self.lr_warm_up_steps is not None else min(1000, self.steps // 20)
+        decay = self.lr_decay_steps if self.lr_decay_steps is not None else self.steps // 5
+        up = (step + 1) / max(warm_up, 1)
+        down = (self.steps - step) / max(decay, 1)
+        return peak * jnp.clip(jnp.minimum(up, down), 0.0, 1.0)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that changes in training; a pytree of arrays.
+
+    params: W_enc [D, F], b_enc [F], W_dec [F, D] with unit rows, b_dec [D], in centred and scaled units.
+    center [D], scale []: x' = (x − center) / scale.
+    adam: optax state.  step []: batches seen.  idle [F]: tokens since a latent last fired.
+    threshold []: of the last batch, where the next search starts.  threshold_mean []: running mean, with the weight
+    threshold_weight [] it has gathered.  skipped []: batches left out because something was not finite.
+    """
+
+    params: Params
+    center: jax.Array
+    scale: jax.Array
+    adam: Any
+    step: jax.Array
+    idle: jax.Array
+    threshold: jax.Array
+    threshold_mean: jax.Array
+    threshold_weight: jax.Array
+    skipped: jax.Array
+
+
+def init_state(config: BatchTopKConfig, key: jax.Array, center: Any = None, scale: Any = 1.0) -> TrainState:
+    """Random unit decoder rows, the encoder their transpose, zero biases (b_dec = 0 is the mean: inputs are centred)."""
+    W_dec = _unit_rows(jax.random.normal(key, (config.d_sae, config.d_in)))
+    params = {
+        "W_enc": jnp.array(W_dec.T),
+        "b_enc": jnp.zeros(config.d_sae),
+        "W_dec": W_dec,
+        "b_dec": jnp.zeros(config.d_in),
+    }
+    # Every leaf is its own buffer: donation refuses one that appears twice.
+    return TrainState(
+        params=params,
+        center=jnp.zeros(config.d_in) if center is None else jnp.array(center, jnp.float32),
+        scale=jnp.array(scale, jnp.float32),
+        adam=_adam().init(params),
+        step=jnp.array(0, jnp.int32),
+        idle=jnp.zeros(config.d_sae, jnp.int32),
+        threshold=jnp.array(0.0, jnp.float32),
+        threshold_mean=jnp.array(0.0, jnp.float32),
+        threshold_weight=jnp.array(0.0, jnp.float32),
+        skipped=jnp.array(0, jnp.int32),
+    )
+
+
+def batch_threshold(acts: jax.Array, count: int, guess: jax.Array, tolerance: float = 0.0) -> jax.Array:
+    """τ such that `count` entries of acts >= 0 [N, F] are above it, up to ties and `tolerance` (a share of count).
+
+    A bracketed search on the number of entries above τ: false position on the logarithm of that number, every third
+    probe a bisection, the first probe `guess`. A sort of N·F numbers is never made. 0 where fewer than `count` entries
+    are positive. At most 48 passes over acts, 2 or 3 with a good guess.
+    """
+    low, high = math.floor(count * (1 - tolerance)), math.ceil(count * (1 + tolerance))
+
+    def above(threshold):
+        # Summed by column first: XLA on CPUs vectorises that, and not the sum of everything.
+        return jnp.sum(jnp.sum(acts > threshold, axis=0, dtype=jnp.int32))
+
+    def unfinished(search):
+        left, right, _, _, found, _, probes = search
+        return ~((found >= low) & (found <= high)) & (probes < 48) & (jnp.nextafter(left, right) < right)
+
+    def probe(search):
+        left, right, n_left, n_right, _, _, probes = search
+        a, b = jnp.log(n_left + 0.5), jnp.log(n_right + 0.5)
+        share = jnp.clip((a - math.log(count + 0.5)) / jnp.maximum(a - b, 1e-6), 0.02, 0.98)
+        share = jnp.where(probes % 3 == 2, 0.5, share)
+        point = left + share * (right - left)
+        point = jnp.where((probes == 0) & (guess > left) & (guess < right), guess, point)
+        point = jnp.clip(point, jnp.nextafter(left, right), jnp.nextafter(right, left))
+        n = above(point)
+        more = n > count
+        return (
+            jnp.where(more, point, left),
+            jnp.where(more, right, point),
+            jnp.where(more, n, n_left),
+            jnp.where(more, n_right, n),
+            n,
+            point,
+            probes + 1,
+        )
+
+    zero = jnp.zeros((), acts.dtype)
+    positive = above(zero)
+    top = jnp.max(jnp.max(acts, axis=0))
+    search = (zero, top, positive, jnp.zeros((), jnp.int32), positive, zero, jnp.zeros((), jnp.int32))
+    left, right, _, _, found, point, _ = jax.lax.while_loop(unfinished, probe, search)
+    # Ties can make the count jump over the goal: then the side with fewer is taken, as many as k·N at most.
+    point = jnp.where((found >= low) & (found <= high), point, right)
+    return jnp.where(positive <= count, zero, point)
+
+
+def losses(config: BatchTopKConfig, params: Params, x: jax.Array, dead: jax.Array, guess: jax.Array) -> tuple:
+    """(loss, parts) of centred tokens x [N, D]; `dead` bool [F], `guess` a first threshold.
+
+    loss = FVU + auxk_alpha · AuxK. FVU = ‖x − x̂‖² / ‖x − mean x‖² over the batch. AuxK: the k_aux largest activations
+    among dead latents, decoded without b_dec, against the residual e = x − x̂ (a constant there), as a share of the
+    variance of e.
+    """
+    # b_dec is moved out of the matmul so that its gradient sums over the batch before the matrix product, not after.
+    pre = x @ params["W_enc"] + (params["b_enc"] - params["b_dec"] @ params["W_enc"])  # [N, F]
+    acts = jax.nn.relu(pre)
+    still = jax.lax.stop_gradient(acts)
+    threshold = batch_threshold(still, config.k * x.shape[0], guess, config.count_tolerance)
+    f = jnp.where(still > threshold, acts, 0.0)
+    error = x - (f @ params["W_dec"] + params["b_dec"])  # [N, D]
+    fvu = jnp.sum(error**2) / jnp.maximum(jnp.sum((x - x.mean(0)) ** 2), 1e-30)
+    target = jax.lax.stop_gradient(error)
+    auxk = jax.lax.cond(
+        dead.any() & (config.auxk_alpha > 0),
+        lambda: _auxk(config, params, acts, dead, target),
+        lambda: jnp.zeros(()),
+    )
+    parts = {
+        "fvu": fvu,
+        "auxk": auxk,
+        "l0": jnp.sum(jnp.sum(f > 0, axis=0, dtype=jnp.int32)) / x.shape[0],
+        "threshold": threshold,
+        "fired": jnp.any(f > 0, axis=0),
+    }
+    return fvu + config.auxk_alpha * auxk, parts
+
+
+def _auxk(config: BatchTopKConfig, params: Params, acts: jax.Array, dead: jax.Array, target: jax.Array) -> jax.Array:
+    candidates = jnp.where(dead, acts, 0.0)  # [N, F]
+    still = jax.lax.stop_gradient(candidates)
+
+    def largest():
+        return jax.lax.top_k(still, config.k_aux_used)[0].min(-1, keepdims=True)
+
+    # With k_aux dead latents or fewer all of them are taken, and the search for the largest is saved.
+    least = jax.lax.cond(dead.sum() > config.k_aux_used, largest, lambda: jnp.zeros((still.shape[0], 1)))
+    guess = jnp.where(still >= least, candidates, 0.0) @ params["W_dec"]  # without b_dec
+    return jnp.sum((target - guess) ** 2) / jnp.maximum(jnp.sum((target - target.mean(0)) ** 2), 1e-30)
+
+
+def update(config: BatchTopKConfig, state: TrainState, batch: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimiser step on raw activations [N, D]. Pure; `train_step` is the same, jitted, its state donated."""
+    x = (batch.astype(jnp.float32) - state.center) / state.scale
+    dead = state.idle >= config.dead_after_used
+    grad = jax.value_and_grad(lambda params: losses(config, params, x, dead, state.threshold), has_aux=True)
+    (loss, parts), grads = grad(state.params)
+    # Unit rows leave no gradient along themselves; what there is would only feed Adam's moments.
+    W_dec = state.params["W_dec"]
+    grads["W_dec"] = grads["W_dec"] - W_dec * jnp.sum(grads["W_dec"] * W_dec, axis=1, keepdims=True)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, config.grad_clip / jnp.maximum(norm, 1e-12)), grads)
+    steps, adam = _adam().update(grads, state.adam)
+    lr = config.learning_rate(state.step)
+    params = jax.tree.map(lambda p, s: p - lr * s, state.params, steps)
+    params["W_dec"] = _unit_rows(params["W_dec"])
+    decay = config.threshold_decay
+    moved = dict(
+        params=params,
+        adam=adam,
+        idle=jnp.where(parts["fired"], 0, jnp.minimum(state.idle + x.shape[0], NEVER)),
+        threshold=parts["threshold"],
+        threshold_mean=decay * state.threshold_mean + (1 - decay) * parts["threshold"],
+        threshold_weight=decay * state.threshold_weight + (1 - decay),
+    )
+    old = {name: getattr(state, name) for name in moved}
+    kept = jax.tree.map(lambda new, before: jnp.where(finite, new, before), moved, old)
+    skipped = state.skipped + jnp.where(finite, 0, 1)
+    state = state.replace(**kept, step=state.step + 1, skipped=skipped)
+    metrics = {name: parts[name] for name in ("fvu", "auxk", "l0", "threshold")}
+    metrics |= {"loss": loss, "grad_norm": norm, "lr": lr, "dead": dead.mean(), "skipped": skipped}
+    return state, metrics
+
+
+train_step = functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))(update)
+
+
+def fold(config: BatchTopKConfig, state: TrainState, metadata: dict[str, Any] | None = None) -> SAE:
+    """The SAE on raw activations that computes what the trained one computes on centred and scaled ones.
+
+    With x' = (x − c) / s: b_dec = c + s b'_dec, b_enc = s b'_enc, threshold = s θ', the matrices as they are. Features
+    come out s times as large, which keeps the decoder's rows at unit norm, and the reconstruction is exact.
+    """
+    threshold = state.threshold_mean / jnp.maximum(state.threshold_weight, 1e-12)
+    params = {
+        "W_enc": state.params["W_enc"],
+        "b_enc": state.params["b_enc"] * state.scale,
+        "W_dec": state.params["W_dec"],
+        "b_dec": state.center + state.scale * state.params["b_dec"],
+        "threshold": jnp.full(config.d_sae, threshold * state.scale),
+    }
+    return SAE(SAEConfig(config.d_in, config.d_sae, "jumprelu", config.k, True, dict(metadata or {})), params)
+
+
+def _adam() -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+
+def _unit_rows(matrix: jax.Array) -> jax.Array:
+    return matrix / jnp.maximum(jnp.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)

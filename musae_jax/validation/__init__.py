@@ -1,0 +1,1 @@
+"""Evidence that does not come from the model itself."""
