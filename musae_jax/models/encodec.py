@@ -59,8 +59,9 @@ class EncodecConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.codebook_dim is None:
             object.__setattr__(self, "codebook_dim", self.hidden_size)
-        sizes = ("sampling_rate", "hidden_size", "num_filters", "kernel_size", "last_kernel_size", "residual_kernel_size")
-        sizes += ("dilation_growth_rate", "compress", "num_lstm_layers", "upsampling_ratios", "target_bandwidths")
+        sizes = ("sampling_rate", "hidden_size", "num_filters", "kernel_size", "last_kernel_size")
+        sizes += ("residual_kernel_size", "num_residual_layers", "dilation_growth_rate", "compress", "num_lstm_layers")
+        sizes += ("upsampling_ratios", "target_bandwidths")
         empty = [name for name in sizes if not (value := getattr(self, name)) or (np.asarray(value) <= 0).any()]
         refused = [
             *((True, name, getattr(self, name), "numbers above zero") for name in empty),
@@ -69,7 +70,7 @@ class EncodecConfig:
             (self.norm_type != "weight_norm", "norm_type", self.norm_type, "weight_norm"),
             (self.pad_mode not in PAD_MODES, "pad_mode", self.pad_mode, " or ".join(PAD_MODES)),
             (self.audio_channels not in (1, 2), "audio_channels", self.audio_channels, "1 or 2"),
-            (self.codebook_dim != self.hidden_size, "codebook_dim", self.codebook_dim, f"hidden_size {self.hidden_size}"),
+            (self.codebook_dim != self.hidden_size, "codebook_dim", self.codebook_dim, f"{self.hidden_size}, its width"),
             (
                 not (self.use_causal_conv or self.trim_right_ratio == 1.0),
                 "trim_right_ratio",
@@ -85,7 +86,9 @@ class EncodecConfig:
         ]
         for bad, name, found, expected in refused:
             if bad:
-                raise MusaeError(f"the codec's {name} is {found!r}, but this port expects {expected}; use another checkpoint")
+                raise MusaeError(
+                    f"the codec's {name} is {found!r}, but this port expects {expected}; use another checkpoint"
+                )
         if self.num_quantizers < 1:
             raise MusaeError(
                 f"the codec's target_bandwidths end in {self.target_bandwidths[-1]} kbit/s, less than one codebook of "
@@ -117,21 +120,23 @@ class EncodecConfig:
         """From the `audio_encoder` block of a config.json; an attribute we do not know is a `MusaeError` naming it."""
         if values.get("model_type", "encodec") != "encodec":
             raise MusaeError(
-                f"the audio_encoder block of config.json has model_type {values['model_type']!r}, but MusicGen's codec is "
-                "'encodec'; use a checkpoint with an EnCodec codec"
+                f"the audio_encoder block of config.json has model_type {values['model_type']!r}, but MusicGen's codec "
+                "is 'encodec'; use a checkpoint with an EnCodec codec"
             )
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields) - GENERIC)
         if unknown:
             raise MusaeError(
-                f"the audio_encoder block of config.json has attributes that musae_jax does not know: {', '.join(unknown)}; "
-                "use a checkpoint of the published EnCodec architecture"
+                f"the audio_encoder block of config.json has attributes that musae_jax does not know: "
+                f"{', '.join(unknown)}; use a checkpoint of the published EnCodec architecture"
             )
-        known = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in fields}
-        for name, value in known.items():
-            default = fields[name].default
+        known = {}
+        for name in set(values) & set(fields):
+            value, default = values[name], fields[name].default
+            known[name] = value = tuple(value) if isinstance(value, list) else value
             kinds = (int, float) if isinstance(default, float) else (type(default),)
-            if default is not None and (not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)):
+            wrong = not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
+            if default is not None and wrong:
                 raise MusaeError(
                     f"audio_encoder.{name} in config.json is {value!r}, but a {type(default).__name__} is expected; "
                     "correct the file or use another checkpoint"
@@ -157,7 +162,7 @@ class Layer:
 
 
 def encoder_layers(config: EncodecConfig) -> list[Layer]:
-    """The encoder in order: a convolution, four or so (residual blocks, ELU, strided convolution), LSTM, convolution."""
+    """The encoder in order: a convolution, (residual blocks, ELU, strided convolution) per ratio, LSTM, convolution."""
     width = config.num_filters
     layers = [Layer("conv", "first", width, config.kernel_size)]
     for stage, ratio in enumerate(reversed(config.upsampling_ratios)):
@@ -210,7 +215,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 
 
 
 class Conv(nn.Module):
-    """A convolution padded so that T frames become ceil(T / stride): [B, T, D_in] -> [B, ceil(T / stride), features]."""
+    """A convolution padded to keep time: [B, T, D_in] -> [B, ceil(T / stride), features]."""
 
     config: EncodecConfig
     features: int
@@ -353,17 +358,41 @@ def _channels_last(config: EncodecConfig, audio: jax.Array) -> jax.Array:
     if audio.ndim == 3 and audio.shape[-1] == config.audio_channels:
         return audio
     expected = "[B, S]" if config.audio_channels == 1 else f"[B, S, {config.audio_channels}]"
-    raise MusaeError(f"the codec was given audio of shape {audio.shape}, but it expects {expected}; mix or stack channels")
+    raise MusaeError(
+        f"the codec was given audio of shape {audio.shape}, but it expects {expected}; mix or stack the channels"
+    )
 
 
 def random_encodec(config: EncodecConfig, key: jax.Array) -> dict[str, Any]:
-    """Random parameters: kernels by fan-in, codebooks standard normal and smaller with each level."""
-    keys = jax.random.split(key, 3)
-    audio = jnp.zeros((1, config.hop_length, config.audio_channels))
-    latents = jnp.zeros((1, 1, config.hidden_size))
-    codebooks = jax.random.normal(keys[2], (config.num_quantizers, config.codebook_size, config.hidden_size))
-    return {
-        "encoder": jax.jit(EncodecEncoder(config).init)(keys[0], audio)["params"],
-        "decoder": jax.jit(EncodecDecoder(config).init)(keys[1], latents)["params"],
-        "codebooks": codebooks * 0.5 ** jnp.arange(config.num_quantizers)[:, None, None],
+    """Random parameters: kernels by fan-in, biases zero, codebooks standard normal and halved with each level.
+
+    The scales are those of the modules' own initialisers, but everything is one draw cut in pieces, because tracing
+    some sixty draws takes XLA a hundred times longer than running them.
+    """
+    audio = jax.ShapeDtypeStruct((1, config.hop_length, config.audio_channels), jnp.float32)
+    latents = jax.ShapeDtypeStruct((1, 1, config.hidden_size), jnp.float32)
+    codebooks = (config.num_quantizers, config.codebook_size, config.hidden_size)
+    shapes = {
+        "encoder": jax.eval_shape(EncodecEncoder(config).init, key, audio)["params"],
+        "decoder": jax.eval_shape(EncodecDecoder(config).init, key, latents)["params"],
+        "codebooks": jax.ShapeDtypeStruct(codebooks, jnp.float32),
     }
+    paths, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    draws = np.asarray(jax.random.normal(key, (sum(math.prod(leaf.shape) for _, leaf in paths),)))
+    pieces = np.split(draws, np.cumsum([math.prod(leaf.shape) for _, leaf in paths])[:-1])
+    leaves = []
+    for (path, leaf), piece in zip(paths, pieces, strict=True):
+        names = [str(part.key) for part in path]
+        leaves.append(jnp.asarray(piece.reshape(leaf.shape) * _random_scale(names, leaf.shape), jnp.float32))
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _random_scale(names: list[str], shape: tuple[int, ...]) -> Any:
+    if names == ["codebooks"]:
+        return 0.5 ** np.arange(shape[0])[:, None, None]
+    if "lstm" in names:  # the deviation of PyTorch's uniform ±1/√D
+        return (3 * shape[-1] // 4) ** -0.5
+    if names[-1] == "bias":
+        return 0.0
+    taps = 2 if names[-2].startswith("up_") else shape[0]
+    return (taps * shape[1]) ** -0.5

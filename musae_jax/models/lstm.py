@@ -14,7 +14,7 @@ def _cell(gates: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def lstm_scan(inputs: jax.Array, recurrent: jax.Array) -> jax.Array:
-    """One layer from zero states: inputs [T, B, 4·D] (already projected, bias added), recurrent [D, 4·D] -> [T, B, D]."""
+    """One layer from zero states: inputs [T, B, 4·D] (projected, bias added), recurrent [D, 4·D] -> [T, B, D]."""
 
     def step(state: tuple[jax.Array, jax.Array], x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         h, c = _cell(x + jnp.matmul(state[0], recurrent, precision=PRECISION), state[1])

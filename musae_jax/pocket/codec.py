@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from musae_jax.checkpoint import TrainingCheckpoints
-from musae_jax.files import write_json_lines
+from musae_jax.files import atomic_path
 from musae_jax.models.encodec import EncodecConfig, EncodecDecoder, EncodecEncoder, quantize
 from musae_jax.pocket.corpus import ROLL, Bank
 from musae_jax.pocket.spectral import log_mel_distance, si_sdr, spectral_loss
@@ -255,8 +255,6 @@ def train_codec(
 
 def encode_bank(state: dict, config: EncodecConfig, bank: Bank, path: str | Path, progress=None) -> np.ndarray:
     """The codes of a whole corpus, int16 [clips, K, T], kept in a .npy file."""
-    from musae_jax.files import atomic_path
-
     path = Path(path)
     if not path.exists():
         encode = jax.jit(
@@ -275,5 +273,3 @@ def encode_bank(state: dict, config: EncodecConfig, bank: Bank, path: str | Path
             np.save(temporary, np.concatenate(out))
     return np.load(path)
 
-
-__all__ = ["CodecTraining", "encode_bank", "evaluate", "train_codec", "write_json_lines"]

@@ -96,7 +96,8 @@ class BatchTopKConfig:
 class TrainState:
     """All that changes in training; a pytree of arrays.
 
-    params: W_enc [D, F], b_enc [F], W_dec [F, D] with unit rows, b_dec [D], in centred and scaled units.
+    params: W_enc [D, F], b_enc [F], W_dec_t [D, F] with unit columns (the decoder transposed: so laid out, its gradient
+    is a matrix product that CPUs do twice as fast), b_dec [D]; all in centred and scaled units.
     center [D], scale []: x' = (x − center) / scale.
     adam: optax state.  step []: batches seen.  idle [F]: tokens since a latent last fired.
     threshold []: of the last batch, where the next search starts.  threshold_mean []: running mean, with the weight
@@ -117,11 +118,11 @@ class TrainState:
 
 def init_state(config: BatchTopKConfig, key: jax.Array, center: Any = None, scale: Any = 1.0) -> TrainState:
     """Random unit decoder rows, the encoder their transpose, zero biases (b_dec = 0 is the mean: inputs are centred)."""
-    W_dec = _unit_rows(jax.random.normal(key, (config.d_sae, config.d_in)))
+    W_dec_t = _unit_columns(jax.random.normal(key, (config.d_in, config.d_sae)))
     params = {
-        "W_enc": jnp.array(W_dec.T),
+        "W_enc": jnp.array(W_dec_t),
         "b_enc": jnp.zeros(config.d_sae),
-        "W_dec": W_dec,
+        "W_dec_t": W_dec_t,
         "b_dec": jnp.zeros(config.d_in),
     }
     # Every leaf is its own buffer: donation refuses one that appears twice.
@@ -139,22 +140,29 @@ def init_state(config: BatchTopKConfig, key: jax.Array, center: Any = None, scal
     )
 
 
-def batch_threshold(acts: jax.Array, count: int, guess: jax.Array, tolerance: float = 0.0) -> jax.Array:
-    """τ such that `count` entries of acts >= 0 [N, F] are above it, up to ties and `tolerance` (a share of count).
+def column_counts(mask: jax.Array) -> jax.Array:
+    """How many entries of each column of a bool [N, F] are set, int32 [F]."""
+    if mask.shape[0] % 128 == 0:  # bytes first: four times as fast as integers on CPUs
+        parts = jnp.sum(mask.reshape(-1, 128, mask.shape[1]).astype(jnp.uint8), axis=1, dtype=jnp.uint8)
+        return jnp.sum(parts.astype(jnp.int32), axis=0)
+    return jnp.sum(mask, axis=0, dtype=jnp.int32)
+
+
+def batch_threshold(values: jax.Array, count: int, guess: jax.Array, tolerance: float = 0.0) -> jax.Array:
+    """τ >= 0 with `count` entries of values [N, F] above it, up to ties and `tolerance` (a share of count).
 
     A bracketed search on the number of entries above τ: false position on the logarithm of that number, every third
-    probe a bisection, the first probe `guess`. A sort of N·F numbers is never made. 0 where fewer than `count` entries
-    are positive. At most 48 passes over acts, 2 or 3 with a good guess.
+    probe a bisection, the first probe `guess`. A sort of N·F numbers is never made. 0 where no more than `count`
+    entries are positive; where ties leave no exact τ, fewer entries are above it.
     """
     low, high = math.floor(count * (1 - tolerance)), math.ceil(count * (1 + tolerance))
 
     def above(threshold):
-        # Summed by column first: XLA on CPUs vectorises that, and not the sum of everything.
-        return jnp.sum(jnp.sum(acts > threshold, axis=0, dtype=jnp.int32))
+        return jnp.sum(column_counts(values > threshold))
 
     def unfinished(search):
         left, right, _, _, found, _, probes = search
-        return ~((found >= low) & (found <= high)) & (probes < 48) & (jnp.nextafter(left, right) < right)
+        return ~((found >= low) & (found <= high)) & (probes < 96) & (jnp.nextafter(left, right) < right)
 
     def probe(search):
         left, right, n_left, n_right, _, _, probes = search
@@ -176,9 +184,9 @@ def batch_threshold(acts: jax.Array, count: int, guess: jax.Array, tolerance: fl
             probes + 1,
         )
 
-    zero = jnp.zeros((), acts.dtype)
+    zero = jnp.zeros((), values.dtype)
     positive = above(zero)
-    top = jnp.max(jnp.max(acts, axis=0))
+    top = jnp.maximum(jnp.max(values), zero)
     search = (zero, top, positive, jnp.zeros((), jnp.int32), positive, zero, jnp.zeros((), jnp.int32))
     left, right, _, _, found, point, _ = jax.lax.while_loop(unfinished, probe, search)
     # Ties can make the count jump over the goal: then the side with fewer is taken, as many as k·N at most.
@@ -186,8 +194,10 @@ def batch_threshold(acts: jax.Array, count: int, guess: jax.Array, tolerance: fl
     return jnp.where(positive <= count, zero, point)
 
 
-def losses(config: BatchTopKConfig, params: Params, x: jax.Array, dead: jax.Array, guess: jax.Array) -> tuple:
-    """(loss, parts) of centred tokens x [N, D]; `dead` bool [F], `guess` a first threshold.
+def losses(
+    config: BatchTopKConfig, params: Params, x: jax.Array, guess: jax.Array, dead: jax.Array | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(loss, parts) of centred tokens x [N, D]; `guess` a first threshold, `dead` bool [F] (None: no AuxK).
 
     loss = FVU + auxk_alpha · AuxK. FVU = ‖x − x̂‖² / ‖x − mean x‖² over the batch. AuxK: the k_aux largest activations
     among dead latents, decoded without b_dec, against the residual e = x − x̂ (a constant there), as a share of the
@@ -195,30 +205,20 @@ def losses(config: BatchTopKConfig, params: Params, x: jax.Array, dead: jax.Arra
     """
     # b_dec is moved out of the matmul so that its gradient sums over the batch before the matrix product, not after.
     pre = x @ params["W_enc"] + (params["b_enc"] - params["b_dec"] @ params["W_enc"])  # [N, F]
-    acts = jax.nn.relu(pre)
-    still = jax.lax.stop_gradient(acts)
-    threshold = batch_threshold(still, config.k * x.shape[0], guess, config.count_tolerance)
-    f = jnp.where(still > threshold, acts, 0.0)
-    error = x - (f @ params["W_dec"] + params["b_dec"])  # [N, D]
-    fvu = jnp.sum(error**2) / jnp.maximum(jnp.sum((x - x.mean(0)) ** 2), 1e-30)
-    target = jax.lax.stop_gradient(error)
-    auxk = jax.lax.cond(
-        dead.any() & (config.auxk_alpha > 0),
-        lambda: _auxk(config, params, acts, dead, target),
-        lambda: jnp.zeros(()),
-    )
-    parts = {
-        "fvu": fvu,
-        "auxk": auxk,
-        "l0": jnp.sum(jnp.sum(f > 0, axis=0, dtype=jnp.int32)) / x.shape[0],
-        "threshold": threshold,
-        "fired": jnp.any(f > 0, axis=0),
-    }
+    threshold = batch_threshold(jax.lax.stop_gradient(pre), config.k * x.shape[0], guess, config.count_tolerance)
+    f = jnp.where(pre > threshold, pre, 0.0)  # the threshold is never negative, so this is a ReLU too
+    error = x - (f @ params["W_dec_t"].T + params["b_dec"])  # [N, D]
+    fvu = jnp.sum(error**2) / _variance(x)
+    auxk = jnp.zeros(())
+    if dead is not None:
+        auxk = _auxk(config, params, pre, dead, jax.lax.stop_gradient(error))
+    fires = column_counts(f > 0)  # [F]
+    parts = {"fvu": fvu, "auxk": auxk, "l0": fires.sum() / x.shape[0], "threshold": threshold, "fired": fires > 0}
     return fvu + config.auxk_alpha * auxk, parts
 
 
-def _auxk(config: BatchTopKConfig, params: Params, acts: jax.Array, dead: jax.Array, target: jax.Array) -> jax.Array:
-    candidates = jnp.where(dead, acts, 0.0)  # [N, F]
+def _auxk(config: BatchTopKConfig, params: Params, pre: jax.Array, dead: jax.Array, target: jax.Array) -> jax.Array:
+    candidates = jnp.where(dead, jax.nn.relu(pre), 0.0)  # [N, F]
     still = jax.lax.stop_gradient(candidates)
 
     def largest():
@@ -226,26 +226,39 @@ def _auxk(config: BatchTopKConfig, params: Params, acts: jax.Array, dead: jax.Ar
 
     # With k_aux dead latents or fewer all of them are taken, and the search for the largest is saved.
     least = jax.lax.cond(dead.sum() > config.k_aux_used, largest, lambda: jnp.zeros((still.shape[0], 1)))
-    guess = jnp.where(still >= least, candidates, 0.0) @ params["W_dec"]  # without b_dec
-    return jnp.sum((target - guess) ** 2) / jnp.maximum(jnp.sum((target - target.mean(0)) ** 2), 1e-30)
+    guess = jnp.where(still >= least, candidates, 0.0) @ params["W_dec_t"].T  # without b_dec
+    return jnp.sum((target - guess) ** 2) / _variance(target)
+
+
+def _variance(x: jax.Array) -> jax.Array:
+    """‖x − mean x‖² over tokens [N, D], never 0."""
+    return jnp.maximum(jnp.sum((x - x.mean(0)) ** 2), 1e-30)
 
 
 def update(config: BatchTopKConfig, state: TrainState, batch: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimiser step on raw activations [N, D]. Pure; `train_step` is the same, jitted, its state donated."""
     x = (batch.astype(jnp.float32) - state.center) / state.scale
     dead = state.idle >= config.dead_after_used
-    grad = jax.value_and_grad(lambda params: losses(config, params, x, dead, state.threshold), has_aux=True)
-    (loss, parts), grads = grad(state.params)
-    # Unit rows leave no gradient along themselves; what there is would only feed Adam's moments.
-    W_dec = state.params["W_dec"]
-    grads["W_dec"] = grads["W_dec"] - W_dec * jnp.sum(grads["W_dec"] * W_dec, axis=1, keepdims=True)
+
+    def gradients(dead: jax.Array | None) -> Any:
+        loss = functools.partial(losses, config, x=x, guess=state.threshold, dead=dead)
+        return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+    # AuxK costs as much as the rest, so without dead latents it is not computed at all.
+    if config.auxk_alpha > 0:
+        (loss, parts), grads = jax.lax.cond(dead.any(), lambda: gradients(dead), lambda: gradients(None))
+    else:
+        (loss, parts), grads = gradients(None)
+    # Unit columns can only turn: the gradient along them would do nothing but feed Adam's moments.
+    W_dec_t = state.params["W_dec_t"]
+    grads["W_dec_t"] = grads["W_dec_t"] - W_dec_t * jnp.sum(grads["W_dec_t"] * W_dec_t, axis=0)
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, config.grad_clip / jnp.maximum(norm, 1e-12)), grads)
     steps, adam = _adam().update(grads, state.adam)
     lr = config.learning_rate(state.step)
     params = jax.tree.map(lambda p, s: p - lr * s, state.params, steps)
-    params["W_dec"] = _unit_rows(params["W_dec"])
+    params["W_dec_t"] = _unit_columns(params["W_dec_t"])
     decay = config.threshold_decay
     moved = dict(
         params=params,
@@ -267,6 +280,17 @@ def update(config: BatchTopKConfig, state: TrainState, batch: jax.Array) -> tupl
 train_step = functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))(update)
 
 
+@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
+def train_steps(
+    config: BatchTopKConfig, state: TrainState, batches: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`train_step` on each of batches [S, N, D] in turn, in one call; every metric comes back as [S].
+
+    Working memory is taken once for all S steps, which on CPUs is worth a sixth of the time.
+    """
+    return jax.lax.scan(functools.partial(update, config), state, batches)
+
+
 def fold(config: BatchTopKConfig, state: TrainState, metadata: dict[str, Any] | None = None) -> SAE:
     """The SAE on raw activations that computes what the trained one computes on centred and scaled ones.
 
@@ -277,7 +301,7 @@ def fold(config: BatchTopKConfig, state: TrainState, metadata: dict[str, Any] | 
     params = {
         "W_enc": state.params["W_enc"],
         "b_enc": state.params["b_enc"] * state.scale,
-        "W_dec": state.params["W_dec"],
+        "W_dec": state.params["W_dec_t"].T,
         "b_dec": state.center + state.scale * state.params["b_dec"],
         "threshold": jnp.full(config.d_sae, threshold * state.scale),
     }
@@ -288,5 +312,5 @@ def _adam() -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
-def _unit_rows(matrix: jax.Array) -> jax.Array:
-    return matrix / jnp.maximum(jnp.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
+def _unit_columns(matrix: jax.Array) -> jax.Array:
+    return matrix / jnp.maximum(jnp.linalg.norm(matrix, axis=0), 1e-12)

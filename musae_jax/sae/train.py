@@ -17,13 +17,14 @@ from musae_jax.checkpoint import TrainingCheckpoints
 from musae_jax.disk import disk_errors
 from musae_jax.errors import MusaeError
 from musae_jax.files import read_json, read_json_lines, write_json, write_json_lines
-from musae_jax.sae.batch_topk import BatchTopKConfig, TrainState, fold, init_state, train_step
+from musae_jax.sae.batch_topk import BatchTopKConfig, TrainState, fold, init_state, train_steps
 from musae_jax.sae.formats import CONFIG, load_sae, save_sae
 from musae_jax.sae.metrics import evaluate
 from musae_jax.sae.sae import SAE
 
 CHECKPOINTS, LOG, METRICS = "checkpoints", "train.jsonl", "metrics.json"
 STATISTICS_TOKENS = 2**20  # tokens from which centre and scale are estimated
+STEPS_PER_CALL = 10
 
 Progress = Callable[[int, int, str], None]
 
@@ -69,9 +70,11 @@ def train_sae(
             write_json_lines(out / LOG, rows)
         pending: list[dict[str, jax.Array]] = []
         while step < config.steps:
-            state, metrics = train_step(config, state, next(batches))
+            # Calls end where rows of the log do, and checkpoints too: a resumed run makes the very same calls.
+            count = min(STEPS_PER_CALL, log_every - step % log_every, config.steps - step)
+            state, metrics = train_steps(config, state, np.stack([next(batches) for _ in range(count)]))
             pending.append(metrics)
-            step += 1
+            step += count
             if step % log_every == 0 or step == config.steps:
                 _log(out / LOG, step, config, pending)
                 pending = []
@@ -176,7 +179,7 @@ def _log(path: Path, step: int, config: BatchTopKConfig, pending: list[dict[str,
     host = jax.device_get(pending)
     row: dict[str, Any] = {"step": step, "tokens": step * config.batch_size}
     for name in host[0]:
-        values = np.array([metrics[name] for metrics in host], np.float64)
+        values = np.concatenate([metrics[name] for metrics in host]).astype(np.float64)
         values = values[np.isfinite(values)]
         last = name in ("lr", "threshold", "dead", "skipped")
         row[name] = None if not len(values) else float(values[-1] if last else values.mean())
