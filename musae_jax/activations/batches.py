@@ -48,7 +48,7 @@ class Batches:
         self._sizes = [len(rows) * per_clip for rows in self._rows]  # tokens per shard
         self._used = [shard for shard, size in enumerate(self._sizes) if size]
         if not self._used:
-            raise MusaeError(f"none of the {len(wanted or ())} clips to train on is in {self.store.folder}; harvest them")
+            raise MusaeError(f"none of the {len(wanted or ())} clips to use is in {self.store.folder}; harvest them")
         self._first = first
         self._loaded: tuple[tuple[int, ...], np.ndarray] | None = None  # shards, tokens [n, D] before shuffling
         self._group: tuple[tuple[int, int], np.ndarray] | None = None  # (epoch, group), order of its tokens

@@ -38,9 +38,9 @@ def harvest(
     """Writes one activation store per layer to `out/blocks.{i}.resid_post` and returns them, open.
 
     Teacher-forced and unconditional (no text, one branch), as the published SAEs were trained: a clip of T frames
-    gives P = T + 1 positions, the start step first. Clips are `seconds` long, zero-padded where shorter. Memory does not
-    depend on the number of clips. A harvest that was killed goes on after its last whole shard; a finished one returns
-    at once. `model` is the name recorded beside the hash of the weights; `progress` counts clips.
+    gives P = T + 1 positions, the start step first. Clips are `seconds` long, zero-padded where shorter. Memory does
+    not depend on the number of clips. A harvest that was killed goes on after its last whole shard; a finished one
+    returns at once. `model` is the name recorded beside the hash of the weights; `progress` counts clips.
 
     Raises:
       MusaeError: no clips, a layer that the model lacks, `out` holds other activations, or the disk refuses a file.
@@ -71,9 +71,7 @@ def harvest(
     ids = [clip.id for clip in clips]
     per_shard = max(1, SHARD_BYTES // (4 * positions * width))
     writers = {
-        layer: StoreWriter(
-            out / hook_name(layer), {**common, "hook": hook_name(layer), "layer": layer}, ids, per_shard
-        )
+        layer: StoreWriter(out / hook_name(layer), {**common, "hook": hook_name(layer), "layer": layer}, ids, per_shard)
         for layer in layers
     }
     shards = range(min((writer.done for writer in writers.values()), default=0), -(-len(clips) // per_shard))

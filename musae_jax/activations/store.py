@@ -38,8 +38,8 @@ _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # in safetens
 _MEND = "delete its folder and harvest again"
 
 
-def clips_sha256(ids: Sequence[str]) -> str:
-    """A short name for a list of clip ids, in order."""
+def names_sha256(ids: Sequence[str]) -> str:
+    """A short name for a list of strings, in order."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
@@ -65,7 +65,7 @@ class StoreWriter:
                 {
                     **description,
                     "clips": len(self.clip_ids),
-                    "clips_sha256": clips_sha256(self.clip_ids),
+                    "clips_sha256": names_sha256(self.clip_ids),
                     "clips_per_shard": clips_per_shard,
                 }
             )
@@ -201,7 +201,8 @@ def open_store(folder: str | Path) -> Store:
     if not metadata["complete"]:
         done = sum(len(row["clips"]) for row in metadata["shards"])
         raise MusaeError(
-            f"{folder} is unfinished ({done} of {metadata['description']['clips']} clips); run the harvest again, it goes on"
+            f"{folder} is unfinished ({done} of {metadata['description']['clips']} clips); run the harvest again,"
+            " it goes on"
         )
     for row in metadata["shards"]:
         _check_size(folder / row["file"], row["bytes"])

@@ -42,6 +42,7 @@ _DEFAULTS |= dict.fromkeys((_FILTER_DELAY, _FILTER_ATTACK, _FILTER_HOLD, _FILTER
 _INSTRUMENT_ONLY = {_START, _END, _LOOP_START, _LOOP_END, _START_COARSE, _END_COARSE, _LOOP_START_COARSE}
 _INSTRUMENT_ONLY |= {_LOOP_END_COARSE, _FIXED_KEY, _FIXED_VELOCITY, _SAMPLE_INDEX, _LOOP_MODE, _ROOT}
 _COMPRESSED = 0x10  # sample type bit of .sf3 fonts: Ogg Vorbis instead of 16-bit PCM
+DRUM_BANK = 128
 _MAXIMUM_BYTES = 2 << 30
 _MAXIMUM_ZONES = 8192
 
@@ -145,15 +146,20 @@ class SoundFont:
         return self._zones[key]
 
     def matching(self, bank: int, program: int, pitch: int, velocity: int) -> tuple[Zone, ...]:
-        """The zones that sound together for a key and velocity; none is a `MusaeError`, for a silent note is untrue."""
-        found = tuple(
-            zone
+        """The zones that sound together for a key and velocity.
+
+        Where a pitched program has a gap, the zones of the nearest keys play, at the right pitch. A note that would be
+        silent all the same, or the wrong drum, is a `MusaeError`, for the score would be untrue.
+        """
+        reach = [  # pairs, no dictionary: fonts double a zone to make it louder
+            (max(zone.keys[0] - pitch, pitch - zone.keys[1], 0), zone)
             for zone in self.zones(bank, program)
-            if zone.keys[0] <= pitch <= zone.keys[1] and zone.velocities[0] <= velocity <= zone.velocities[1]
-        )
-        if not found:
+            if zone.velocities[0] <= velocity <= zone.velocities[1]
+        ]
+        nearest = min((distance for distance, _ in reach), default=0)
+        if not reach or (bank == DRUM_BANK and nearest > 0):
             raise self._error(f"has no sound for bank {bank}, program {program} at key {pitch}, velocity {velocity}")
-        return found
+        return tuple(zone for distance, zone in reach if distance == nearest)
 
     def _error(self, what: str) -> MusaeError:
         return MusaeError(f"the soundfont {self.path} {what}; name another .sf2 file or reinstall pretty_midi")

@@ -19,10 +19,9 @@ import numpy as np
 from scipy.signal import lfilter
 
 from musae_jax.compose.score import FRAME_RATE
-from musae_jax.compose.sf2 import Filter, SoundFont, Zone
+from musae_jax.compose.sf2 import DRUM_BANK, Filter, SoundFont, Zone
 from musae_jax.errors import MusaeError
 
-DRUM_BANK = 128
 _TAIL_SECONDS = 0.5  # a released note is gone after this: music whose truth is known should not linger
 _DRUM_SECONDS = 1.5  # drums ignore their length, as drums do; a cymbal is faded out by here
 _FADE_SECONDS = 0.1
@@ -182,7 +181,7 @@ def _wave(font: SoundFont, zone: Zone, pitch: int, length: int, rate: int) -> np
 def _interpolate(font: SoundFont, zone: Zone, step: float, length: int) -> np.ndarray:
     """Reads the recording at 0, step, 2 step, …: float32 [length], by windowed sinc with the narrower band's cutoff."""
     if step > _FASTEST:
-        raise MusaeError(f"the soundfont {font.path} plays a recording {step:.0f} times too fast; name another .sf2 file")
+        raise MusaeError(f"the soundfont {font.path} plays a sample {step:.0f} times too fast; name another .sf2 file")
     table = _sinc_table(round(max(1.0, step), 6))
     taps = table.shape[1]
     half = taps // 2

@@ -117,7 +117,7 @@ class TrainState:
 
 
 def init_state(config: BatchTopKConfig, key: jax.Array, center: Any = None, scale: Any = 1.0) -> TrainState:
-    """Random unit decoder rows, the encoder their transpose, zero biases (b_dec = 0 is the mean: inputs are centred)."""
+    """Random unit decoder rows, the encoder their transpose, no biases (b_dec = 0 is the mean: inputs are centred)."""
     W_dec_t = _unit_columns(jax.random.normal(key, (config.d_in, config.d_sae)))
     params = {
         "W_enc": jnp.array(W_dec_t),
@@ -188,7 +188,7 @@ def batch_threshold(values: jax.Array, count: int, guess: jax.Array, tolerance: 
     positive = above(zero)
     top = jnp.maximum(jnp.max(values), zero)
     search = (zero, top, positive, jnp.zeros((), jnp.int32), positive, zero, jnp.zeros((), jnp.int32))
-    left, right, _, _, found, point, _ = jax.lax.while_loop(unfinished, probe, search)
+    _, right, _, _, found, point, _ = jax.lax.while_loop(unfinished, probe, search)
     # Ties can make the count jump over the goal: then the side with fewer is taken, as many as k·N at most.
     point = jnp.where((found >= low) & (found <= high), point, right)
     return jnp.where(positive <= count, zero, point)

@@ -227,7 +227,8 @@ def _check_golden(folder: Path, config: SAEConfig, params: dict[str, np.ndarray]
     if wrong.any() or off.any():
         raise MusaeError(
             f"{folder} does not compute what it did when it was saved ({int(wrong.sum())} feature activations and"
-            f" {int(off.sum())} reconstructed values of {GOLDEN} differ); {CONFIG} or {WEIGHTS} was changed, get it again"
+            f" {int(off.sum())} reconstructed values of {GOLDEN} differ): {CONFIG} or {WEIGHTS} was changed;"
+            " get it again"
         )
 
 

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from musae_jax.activations.batches import Batches
-from musae_jax.activations.store import Store
+from musae_jax.activations.store import Store, names_sha256
 from musae_jax.checkpoint import TrainingCheckpoints
 from musae_jax.disk import disk_errors
 from musae_jax.errors import MusaeError
 from musae_jax.files import read_json, read_json_lines, write_json, write_json_lines
 from musae_jax.sae.batch_topk import BatchTopKConfig, TrainState, fold, init_state, train_steps
-from musae_jax.sae.formats import CONFIG, load_sae, save_sae
+from musae_jax.sae.formats import load_sae, save_sae
 from musae_jax.sae.metrics import evaluate
 from musae_jax.sae.sae import SAE
 
@@ -54,7 +54,7 @@ def train_sae(
     """
     out = Path(out)
     if store.d_in != config.d_in:
-        raise MusaeError(f"d_in of the SAE is {config.d_in}, but {store.folder} holds activations of width {store.d_in}")
+        raise MusaeError(f"d_in of the SAE is {config.d_in}, but {store.folder} holds width {store.d_in}; make them agree")
     record = _record(store, config, held_out, drop_start, buffer_mb)
     if (done := _finished(out, record)) is not None:
         return done
@@ -108,8 +108,8 @@ def _record(store: Store, config: BatchTopKConfig, held_out, drop_start: bool, b
     value = {
         "recipe": dataclasses.asdict(config),
         "activations": {name: store.description.get(name) for name in ("model", "revision", "hook", "clips_sha256")},
-        "shards": [row["sha256"][:16] for row in store.rows],
-        "held_out": sorted(held_out),
+        "shards_sha256": names_sha256([row["sha256"] for row in store.rows]),
+        "held_out_sha256": names_sha256(sorted(held_out)),
         "drop_start": drop_start,
         "buffer_mb": buffer_mb,
     }
@@ -209,8 +209,7 @@ def _finish(out, store, config, state, record, held_out, metadata, drop_start, p
     clips = sorted(held_out) or None
     sae = fold(config, state, {**origin, **(metadata or {})})
     golden = next(Batches(store, 256, config.seed, clips, drop_start, buffer_mb=1))
-    with disk_errors(out / CONFIG):
-        save_sae(out, sae, golden)
+    save_sae(out, sae, golden)
     measures = evaluate(sae, store, clips, drop_start, progress)
     training = {
         "steps": config.steps,

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
+
 from musae_jax.audio.clips import Clip, load_clip, load_truth, open_clips, split_tracks
 from musae_jax.errors import MusaeError
 from musae_jax.files import write_json_lines

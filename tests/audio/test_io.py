@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 import soundfile
+
 from musae_jax.audio.io import check_audio, read_audio, write_audio
 from musae_jax.errors import MusaeError
 
@@ -115,7 +116,7 @@ def test_writing_refuses_what_is_not_sound(tmp_path):
         write_audio(tmp_path / "a.wav", np.array([0.0, np.inf]), 16000)
     with pytest.raises(MusaeError, match="shape"):
         write_audio(tmp_path / "a.wav", np.zeros((10, 2)), 16000)
-    with pytest.raises(MusaeError, match="'.txt'"):
+    with pytest.raises(MusaeError, match=r"'\.txt'"):
         write_audio(tmp_path / "a.txt", np.zeros(10), 16000)
     assert not list(tmp_path.iterdir())
 

@@ -1,5 +1,6 @@
 """What the composed music is trusted for: right pitches, exact onsets, the same sound every time, no clicks."""
 
+import itertools
 import shutil
 import struct
 import subprocess
@@ -134,7 +135,7 @@ def test_harder_is_louder(renderer):
         for velocity in (20, 45, 70, 95, 127):
             audio = render(Score((Note(0, 25, pitch, velocity, program, voice),), 50), RATE, renderer)
             levels.append(float(np.sqrt(np.mean(audio**2))))
-        assert all(b > 1.2 * a for a, b in zip(levels, levels[1:])), (program, levels)
+        assert all(b > 1.2 * a for a, b in itertools.pairwise(levels)), (program, levels)
 
 
 def test_a_held_note_loops_without_clicks(font):
@@ -182,11 +183,17 @@ def test_a_whole_band_at_full_force_stays_below_one():
 
 
 def test_numpy_sounds_like_tinysoundfont():
+    """The spectrum over time of each program is that of an independent player with the same font."""
     pytest.importorskip("tinysoundfont")
-    for program in (0, 12, 19, 24, 48, 56, 73):
-        score = Score((Note(10, 100, 60, 80, program, "melody"),), 150)
-        one, other = (_bands(render(score, RATE, renderer)) for renderer in ("numpy", "tinysoundfont"))
-        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9, program
+    programs = (0, 12, 19, 24, 48, 56, 73)
+    scores = [Score((Note(10, 100, 60, 80, program, "melody"),), 150) for program in programs]
+    ours, theirs = (
+        [_bands(render(s, RATE, renderer)).ravel() for s in scores] for renderer in ("numpy", "tinysoundfont")
+    )
+    similarity = np.corrcoef(ours, theirs)[: len(programs), len(programs) :]
+    same, other = np.diag(similarity), similarity[~np.eye(len(programs), dtype=bool)]
+    assert same.min() > 0.85 and same.mean() > 0.95, same
+    assert other.mean() < 0.85, other  # so the numbers above say something
 
 
 def _bands(audio: np.ndarray) -> np.ndarray:
@@ -212,14 +219,10 @@ def test_without_a_font_plain_tones_play_and_one_warning_is_given(monkeypatch):
 
 
 def test_tones_differ_by_family():
-    def spectrum(program):
-        audio = render(Score((Note(0, 50, 60, 90, program, "melody"),), 50), RATE, "additive")
-        power = np.abs(np.fft.rfft(audio))
-        return power / np.linalg.norm(power)
-
-    spectra = [spectrum(program) for program in (0, 19, 48, 56, 73, 80)]
-    similarities = [a @ b for i, a in enumerate(spectra) for b in spectra[:i]]
-    assert max(similarities) < 0.99
+    scores = [Score((Note(0, 50, 60, 90, program, "melody"),), 50) for program in (0, 19, 48, 56, 73, 80)]
+    bands = [_bands(render(score, RATE, "additive")) for score in scores]
+    decibels = [10 * np.abs(one - other).mean() for i, one in enumerate(bands) for other in bands[:i]]
+    assert min(decibels) > 2, decibels
 
 
 def test_choices_that_do_not_exist_are_refused(monkeypatch, tmp_path):
@@ -228,7 +231,7 @@ def test_choices_that_do_not_exist_are_refused(monkeypatch, tmp_path):
         render(score, renderer="fluidsynth")
     with pytest.raises(MusaeError, match="velocity 0"):
         render(Score((Note(0, 10, 60, 0, 0, "melody"),), 50))
-    with pytest.raises(MusaeError, match="drum|bank 128"):
+    with pytest.raises(MusaeError, match="bank 128"):
         render(Score((Note(0, 10, 5, 90, 0, "drums"),), 50))
     with pytest.raises(MusaeError, match="missing"):
         render(score, font=tmp_path / "none.sf2")
@@ -320,10 +323,15 @@ def test_attenuation_envelope_and_ranges_of_a_written_font(tmp_path):
     fall = level((36, 3986), (37, 1000), at=0.2) - level((36, 3986), (37, 1000), at=1.2)
     assert fall == pytest.approx(10, abs=0.2)  # 3986 timecents are ten seconds for 100 dB
     assert level() - level((8, 6900)) == pytest.approx(3, abs=0.5)  # the low-pass at its cutoff of 440 Hz
-    font = written(tmp_path, small_font(generators=((43, 60 | 80 << 8),)))
-    render_note(font, 0, False, 80, 100, 10, RATE)
-    with pytest.raises(MusaeError, match="key 81"):
-        render_note(font, 0, False, 81, 100, 10, RATE)
+    font = written(tmp_path, small_font(generators=((43, 60 | 80 << 8), (44, 20 | 127 << 8))))
+    with pytest.raises(MusaeError, match="velocity 19"):
+        render_note(font, 0, False, 80, 19, 10, RATE)
+    beyond = render_note(font, 0, False, 93, 100, 50, RATE)  # past the range: the nearest zone plays, two octaves up
+    assert abs(cents_off(beyond[800:15000], 93, RATE)) < 5
+    drums = written(tmp_path, small_font(bank=128, generators=((43, 60 | 80 << 8),)))
+    assert len(render_note(drums, 0, True, 80, 100, 1, RATE)) == 1.5 * RATE  # drums ring whatever their length
+    with pytest.raises(MusaeError, match="key 81"):  # another drum would be the wrong drum
+        render_note(drums, 0, True, 81, 100, 10, RATE)
 
 
 def test_the_loop_of_a_written_font_is_seamless(tmp_path):

@@ -1,0 +1,275 @@
+"""MusicGen folders in the Hugging Face layout, read and written. Nothing is ever unpickled.
+
+A folder holds config.json, model.safetensors (or shards and their index) and, if prompts are to be strings, tokenizer
+files. The tensors are matched by the table in `musicgen_table`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from musae_jax.errors import MusaeError
+from musae_jax.files import atomic_folder, atomic_path, write_json
+from musae_jax.models.encodec import EncodecConfig
+from musae_jax.models.decoder import DecoderConfig
+from musae_jax.models.hf_config import GENERIC
+from musae_jax.models.musicgen import MusicGen, MusicGenConfig
+from musae_jax.models.musicgen_table import musicgen_from_hf, musicgen_to_hf
+from musae_jax.models.t5 import T5Config
+
+POCKET = Path(__file__).resolve().parent.parent / "pocket" / "weights"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+SHARD_BYTES = 5_000_000_000
+
+
+def load_musicgen(source: str | Path = "pocket", dtype: str = "float32", revision: str | None = None) -> MusicGen:
+    """A MusicGen from "pocket" (the bundled one), a folder, or a hub id such as "facebook/musicgen-small".
+
+    All problems (missing, misshapen or unknown tensors, unknown config attributes) are in one `MusaeError`. `dtype` is
+    that of the parameters and of the computation; `revision` chooses a version on the hub.
+    """
+    folder = find_folder(source, revision)
+    config = read_config(folder)
+    tensors, problems = _read_tensors(folder)
+    params, more = musicgen_from_hf(tensors, config)
+    _refuse(folder, problems + more)
+    params = jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), params)
+    return MusicGen(config=config, params=params, tokenizer=read_tokenizer(folder))
+
+
+def save_musicgen(folder: str | Path, mg: MusicGen, dtype: str = "float32", shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes the folder that `load_musicgen` and transformers' `MusicgenForConditionalGeneration` read.
+
+    `dtype` is "float32" or, for a file of half the size, "float16". Other files of an existing folder stay.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        _write(folder, mg, dtype, shard_bytes)
+    else:
+        with atomic_folder(folder) as temporary:
+            _write(temporary, mg, dtype, shard_bytes)
+
+
+def find_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a model: the bundled one, the given one, or the hub's, downloaded once."""
+    if str(source) == "pocket":
+        if not (POCKET / CONFIG).is_file():
+            raise MusaeError(f"the bundled pocket model is missing from {POCKET}; reinstall musae_jax or name another model")
+        return POCKET
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise MusaeError(f"{folder} is a file; give the folder that holds its {CONFIG} and {WEIGHTS}")
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
+        raise MusaeError(
+            f"there is no folder {folder}; give a folder with {CONFIG} and {WEIGHTS}, a hub id such as "
+            "facebook/musicgen-small, or 'pocket'"
+        )
+    import huggingface_hub  # slow to import, needed only here
+
+    patterns = [CONFIG, "model*.safetensors", INDEX, *TOKENIZER_FILES]
+    try:
+        return Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # no network, no such model, no permission: many types, one meaning
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MusaeError(
+            f"{source} is no local folder and could not be fetched from the Hugging Face hub ({reason}); check the name "
+            "and the network, or download it and give the folder"
+        ) from None
+
+
+def read_config(folder: Path) -> MusicGenConfig:
+    """The configuration in a folder's config.json; everything that we cannot run is named in one `MusaeError`."""
+    path = folder / CONFIG
+    values = _read_json(path)
+    kind = values.get("model_type")
+    if kind != "musicgen":
+        raise MusaeError(f"{path} describes a model of type {kind!r}, but a 'musicgen' is expected; choose a MusicGen checkpoint")
+    parts = {name: values.get(name) for name in ("text_encoder", "audio_encoder", "decoder")}
+    absent = [name for name, part in parts.items() if not isinstance(part, dict)]
+    if absent:
+        raise MusaeError(f"{path} lacks the block {' and the block '.join(absent)}; fetch the checkpoint again")
+    unknown = sorted(set(values) - set(parts) - GENERIC - {"initializer_factor", "sampling_rate"})
+    problems = [f"{name} is an attribute that musae_jax does not know" for name in unknown]
+    text, found = T5Config.from_hf(parts["text_encoder"])
+    problems += found
+    decoder, found = DecoderConfig.from_hf(parts["decoder"])
+    problems += found
+    try:
+        audio = EncodecConfig.from_hf(parts["audio_encoder"])
+    except MusaeError as error:
+        _refuse(folder, [*problems, str(error)])
+    codebooks = audio.num_quantizers * decoder.audio_channels
+    if decoder.num_codebooks != codebooks:
+        problems.append(f"decoder.num_codebooks is {decoder.num_codebooks} while the codec gives {codebooks}")
+    if decoder.vocab_size != audio.codebook_size:
+        problems.append(f"decoder.vocab_size is {decoder.vocab_size} while the codec has {audio.codebook_size} entries")
+    if audio.audio_channels != 1:
+        problems.append(f"audio_encoder.audio_channels is {audio.audio_channels}, but MusicGen's codec is mono")
+    _refuse(folder, problems)
+    return MusicGenConfig(text=text, audio=audio, decoder=decoder)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder, or None where there are no tokenizer files."""
+    if (folder / "tokenizer.json").is_file():
+        import tokenizers
+
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises bare Exception
+            raise MusaeError(f"{folder / 'tokenizer.json'} cannot be read ({error}); fetch it again or remove it") from None
+        tokenizer.no_truncation()
+        return tokenizer
+    if (folder / "spiece.model").is_file():
+        try:
+            from transformers import AutoTokenizer
+
+            return AutoTokenizer.from_pretrained(str(folder))
+        except Exception as error:  # missing sentencepiece, broken file
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise MusaeError(
+                f"{folder / 'spiece.model'} cannot be read ({reason}); add tokenizer.json, or remove it and pass token ids"
+            ) from None
+    return None
+
+
+def _refuse(folder: Path, problems: list[str]) -> None:
+    if problems:
+        raise MusaeError(f"{folder} is not a MusicGen that musae_jax can read ({len(problems)} found): {'; '.join(problems)}")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MusaeError(f"{path} is missing; give a folder in the Hugging Face layout, with {CONFIG} and {WEIGHTS}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MusaeError(f"{path} is not readable JSON ({error}); fetch the checkpoint again") from None
+    if not isinstance(values, dict):
+        raise MusaeError(f"{path} holds a {type(values).__name__}, but an object is expected; fetch the checkpoint again")
+    return values
+
+
+def _read_tensors(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Every tensor in a folder's safetensors files, and the problems found."""
+    if (folder / WEIGHTS).is_file():
+        files, promised = [WEIGHTS], None
+    elif (folder / INDEX).is_file():
+        promised = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(promised, dict) or not all(isinstance(name, str) for name in promised.values()):
+            raise MusaeError(f"{folder / INDEX} has no weight_map of tensor to file; fetch the checkpoint again")
+        files = sorted(set(promised.values()))
+        # A file name in an index is somebody else's text: it must not lead out of the folder.
+        if any(Path(name).name != name for name in files):
+            raise MusaeError(f"{folder / INDEX} names files outside its folder; fetch the checkpoint again")
+    else:
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        found = f" ({', '.join(pickled)} is pickled, which can run code, and is not read)" if pickled else ""
+        raise MusaeError(f"{folder} has neither {WEIGHTS} nor {INDEX}{found}; convert the checkpoint to safetensors")
+    tensors: dict[str, np.ndarray] = {}
+    problems = []
+    for name in files:
+        for key, value in _read_safetensors(folder / name).items():
+            if key in tensors:
+                problems.append(f"tensor {key} is in two files")
+            tensors[key] = value
+    if promised is not None:
+        problems += [f"tensor {key} is not in {name}, where the index puts it" for key, name in promised.items() if key not in tensors]
+    return tensors, problems
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, framework="np") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise MusaeError(f"{path} is missing, though the index names it; fetch the checkpoint again") from None
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise MusaeError(f"{path} is not a complete safetensors file ({error}); fetch the checkpoint again") from None
+
+
+def _write(folder: Path, mg: MusicGen, dtype: str, shard_bytes: int) -> None:
+    tensors = {key: value.astype(dtype) for key, value in musicgen_to_hf(mg.params, mg.config).items()}
+    shards = _shards(tensors, shard_bytes)
+    if len(shards) == 1:
+        _save(folder / WEIGHTS, tensors)
+        (folder / INDEX).unlink(missing_ok=True)
+    else:
+        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        for name, shard in zip(names, shards, strict=True):
+            _save(folder / name, {key: tensors[key] for key in shard})
+        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        size = sum(value.nbytes for value in tensors.values())
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        (folder / WEIGHTS).unlink(missing_ok=True)
+    _write_tokenizer(folder, mg)
+    c = mg.config.decoder
+    write_json(
+        folder / "generation_config.json",
+        {
+            "bos_token_id": c.bos_token_id,
+            "decoder_start_token_id": c.bos_token_id,
+            "pad_token_id": c.pad_token_id,
+            "do_sample": True,
+            "guidance_scale": 3.0,
+            "top_k": 250,
+            "max_length": mg.config.frames(10.0) + c.delays,
+        },
+    )
+    write_json(
+        folder / CONFIG,
+        {
+            "architectures": ["MusicgenForConditionalGeneration"],
+            "model_type": "musicgen",
+            "dtype": dtype,
+            "is_encoder_decoder": True,
+            "text_encoder": {**mg.config.text.to_hf(), "dtype": dtype},
+            "audio_encoder": {**mg.config.audio.to_hf(), "dtype": dtype},
+            "decoder": {**c.to_hf(), "dtype": dtype},
+        },
+    )
+
+
+def _shards(tensors: Mapping[str, np.ndarray], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for key in sorted(tensors):
+        if shards[-1] and size + tensors[key].nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += tensors[key].nbytes
+    return shards
+
+
+def _save(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    # save_file writes the bytes in memory order: arrays must be contiguous. "pt" is what transformers asks for.
+    with atomic_path(path) as temporary:
+        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, temporary, {"format": "pt"})
+
+
+def _write_tokenizer(folder: Path, mg: MusicGen) -> None:
+    if mg.tokenizer is None:
+        return
+    if not hasattr(mg.tokenizer, "encode_batch"):
+        mg.tokenizer.save_pretrained(str(folder))
+        return
+    with atomic_path(folder / "tokenizer.json") as temporary:
+        mg.tokenizer.save(str(temporary))
+    names = {"pad_token": mg.config.text.pad_token_id, "eos_token": mg.config.text.eos_token_id}
+    tokens = {name: mg.tokenizer.id_to_token(number) for name, number in names.items()}
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", **{name: token for name, token in tokens.items() if token}},
+    )

@@ -1,0 +1,94 @@
+"""The whole making of the pocket model, from nothing to a folder in the Hugging Face layout."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from musae_jax.models.decoder import DecoderConfig
+from musae_jax.models.encodec import EncodecConfig
+from musae_jax.models.musicgen import MusicGen, MusicGenConfig
+from musae_jax.models.t5 import T5Config
+from musae_jax.pocket.codec import CodecTraining, encode_bank, train_codec
+from musae_jax.pocket.corpus import HELD_OUT_SEED, TRAIN_SEED, open_bank
+from musae_jax.pocket.lm import LanguageModelTraining, corpus_tokens, train_language_model
+from musae_jax.pocket.tokenizer import VOCABULARY_SIZE, build_tokenizer
+
+POCKET = MusicGenConfig(
+    text=T5Config(vocab_size=VOCABULARY_SIZE, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4),
+    audio=EncodecConfig(
+        target_bandwidths=(1.6,),  # 50 frames/s of four 8-bit codes
+        sampling_rate=16_000,
+        hidden_size=64,
+        num_filters=16,
+        upsampling_ratios=(8, 5, 4, 2),
+        use_causal_conv=False,
+        num_lstm_layers=1,
+        use_conv_shortcut=False,
+        codebook_size=256,
+    ),
+    decoder=DecoderConfig(
+        vocab_size=256,
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        ffn_dim=1024,
+        num_codebooks=4,
+        pad_token_id=256,
+        bos_token_id=256,
+        max_position_embeddings=2048,
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PocketTraining:
+    """Everything that decides what the pocket model becomes."""
+
+    clips: int = 2000
+    held_out_clips: int = 64
+    seconds: float = 10.0
+    codec: CodecTraining = CodecTraining()
+    language_model: LanguageModelTraining = LanguageModelTraining()
+
+
+def train_pocket(
+    work: str | Path, training: PocketTraining, progress: Callable[[int, int, str], None] | None = None
+) -> MusicGen:
+    """Trains codec and language model under the folder `work`; killed and called again, it goes on.
+
+    A line of figures per 50 steps is appended to `work`/train.jsonl.
+    """
+    work = Path(work)
+    work.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+
+    def log(row: dict) -> None:
+        with open(work / "train.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"seconds": round(time.time() - started, 1), **row}) + "\n")
+
+    audio = POCKET.audio
+    banks = {
+        seed: open_bank(work, clips, seed, training.seconds, audio.sampling_rate, progress)
+        for seed, clips in ((TRAIN_SEED, training.clips), (HELD_OUT_SEED, training.held_out_clips))
+    }
+    codec = train_codec(audio, training.codec, banks[TRAIN_SEED], banks[HELD_OUT_SEED], work / "codec", log, progress)
+    codes = encode_bank(codec, audio, banks[TRAIN_SEED], work / "codes.npy", progress)
+    held_codes = encode_bank(codec, audio, banks[HELD_OUT_SEED], work / "codes-held.npy", progress)
+    tokenizer = build_tokenizer()
+    padding = POCKET.text.pad_token_id
+    tokens = corpus_tokens(tokenizer, TRAIN_SEED, training.clips, training.seconds, padding)
+    held_tokens = corpus_tokens(tokenizer, HELD_OUT_SEED, training.held_out_clips, training.seconds, padding)
+    params = train_language_model(
+        POCKET, training.language_model, codes, tokens, (held_codes, *held_tokens), work / "lm", log, progress
+    )
+    params = {
+        **params,
+        "audio": {
+            "encoder": codec["params"]["encoder"],
+            "decoder": codec["params"]["decoder"],
+            "codebooks": codec["codebooks"],
+        },
+    }
+    return MusicGen(config=POCKET, params=params, tokenizer=tokenizer)
