@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 
@@ -31,7 +32,8 @@ class TrainingCheckpoints:
         step = self._manager.latest_step()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-        return step, restored["state"]
+        # copied, because a training step gives its state's buffers away and orbax's may be shared
+        return step, jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), restored["state"])
 
     def close(self) -> None:
         self._manager.close()

@@ -185,7 +185,7 @@ def _from_manifest(folder: Path) -> list[_Source]:
             raise MusaeError(f"{truth}, named in row {number} of {manifest}, is missing; compose the dataset again")
         sources.append(_Source(_slug(id), str(row.get("track") or id), folder / audio, row.get("caption"), truth))
     if not sources:
-        raise MusaeError(f"{manifest} has no rows; add one JSON object a line, or remove it to use the files as they are")
+        raise MusaeError(f"{manifest} has no rows; add one JSON object a line, or remove it to use the files alone")
     return sources
 
 

@@ -60,7 +60,7 @@ class EncodecConfig:
         if self.codebook_dim is None:
             object.__setattr__(self, "codebook_dim", self.hidden_size)
         sizes = ("sampling_rate", "hidden_size", "num_filters", "kernel_size", "last_kernel_size")
-        sizes += ("residual_kernel_size", "num_residual_layers", "dilation_growth_rate", "compress", "num_lstm_layers")
+        sizes += ("residual_kernel_size", "dilation_growth_rate", "compress", "num_lstm_layers")
         sizes += ("upsampling_ratios", "target_bandwidths")
         empty = [name for name in sizes if not (value := getattr(self, name)) or (np.asarray(value) <= 0).any()]
         refused = [
@@ -70,7 +70,7 @@ class EncodecConfig:
             (self.norm_type != "weight_norm", "norm_type", self.norm_type, "weight_norm"),
             (self.pad_mode not in PAD_MODES, "pad_mode", self.pad_mode, " or ".join(PAD_MODES)),
             (self.audio_channels not in (1, 2), "audio_channels", self.audio_channels, "1 or 2"),
-            (self.codebook_dim != self.hidden_size, "codebook_dim", self.codebook_dim, f"{self.hidden_size}, its width"),
+            (self.codebook_dim != self.hidden_size, "codebook_dim", self.codebook_dim, str(self.hidden_size)),
             (
                 not (self.use_causal_conv or self.trim_right_ratio == 1.0),
                 "trim_right_ratio",

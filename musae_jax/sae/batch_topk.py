@@ -252,7 +252,7 @@ def update(config: BatchTopKConfig, state: TrainState, batch: jax.Array) -> tupl
     # Unit columns can only turn: the gradient along them would do nothing but feed Adam's moments.
     W_dec_t = state.params["W_dec_t"]
     grads["W_dec_t"] = grads["W_dec_t"] - W_dec_t * jnp.sum(grads["W_dec_t"] * W_dec_t, axis=0)
-    norm = optax.global_norm(grads)
+    norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, config.grad_clip / jnp.maximum(norm, 1e-12)), grads)
     steps, adam = _adam().update(grads, state.adam)

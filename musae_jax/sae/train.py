@@ -54,7 +54,7 @@ def train_sae(
     """
     out = Path(out)
     if store.d_in != config.d_in:
-        raise MusaeError(f"d_in of the SAE is {config.d_in}, but {store.folder} holds width {store.d_in}; make them agree")
+        raise MusaeError(f"d_in of the SAE is {config.d_in}, but {store.folder} has width {store.d_in}; set it to that")
     record = _record(store, config, held_out, drop_start, buffer_mb)
     if (done := _finished(out, record)) is not None:
         return done

@@ -340,6 +340,17 @@ def test_the_loop_of_a_written_font_is_seamless(tmp_path):
     assert np.abs(residue[2:]).max() < 2e-3
 
 
+def test_a_tone_above_half_the_sampling_rate_is_silent(tmp_path):
+    font = written(tmp_path, small_font())
+    heard, unheard = (render_note(font, 0, False, key, 127, 50, RATE)[400:15000] for key in (117, 123))  # 7.0, 9.9 kHz
+    assert np.sqrt(np.mean(unheard**2)) < 0.01 * np.sqrt(np.mean(heard**2))
+
+
+def test_a_loop_that_lies_outside_its_sample_is_not_played(tmp_path):
+    wave = render_note(written(tmp_path, small_font(loop=(0, 1 << 30))), 0, False, 69, 127, 50, RATE)
+    assert np.abs(wave[400:1500]).max() > 0.3 and np.abs(wave[1700:]).max() == 0  # 2205 samples last 0.1 s
+
+
 HOSTILE = {
     "empty": (b"", "begin"),
     "text": (b"RIFF but not a font at all", "begin"),
