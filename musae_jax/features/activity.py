@@ -79,13 +79,13 @@ def encode_store(
     encode: Encode,
     drop_start: bool = True,
     chunk: int = 4096,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Activity:
     """Runs every activation of `store` through `encode` and keeps what is not zero.
 
-    `store` gives `.shards()`, an iterator of (clip ids, residuals [n, P, d_in]); `encode` maps [N, d_in] to [N, F] and
+    `store` gives `.clip_ids` and `.shards()`, an iterator of (ids, residuals [n, P, d_in]); `encode` maps [N, d_in] to [N, F] and
     is compiled once for `chunk` rows. Memory grows with the number of non-zero activations only. `progress` is called
-    with the number of clips done.
+    with the number of clips done, their number, and "clips".
     """
     encode = jax.jit(encode)
     ids: list[str] = []
@@ -104,7 +104,7 @@ def encode_store(
             blocks.append(scipy.sparse.csr_array(np.asarray(encode(padded), np.float32)[: len(part)]))
         ids += list(names)
         if progress:
-            progress(len(ids))
+            progress(len(ids), len(store.clip_ids), "clips")
     if not ids:
         raise MusaeError("the activation store holds no clips; harvest some music first")
     return Activity(tuple(ids), frames, scipy.sparse.csr_array(scipy.sparse.vstack(blocks, format="csr")))

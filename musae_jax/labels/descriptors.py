@@ -8,7 +8,7 @@ Key: Krumhansl and Schmuckler's profiles correlated with the mean chroma. Slow m
 constant-Q chroma) are left out: a ten-second clip takes some tens of milliseconds.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -168,17 +168,17 @@ def _tempo(rise: np.ndarray, rate: float) -> tuple[float, float]:
 
 
 def describe_clips(
-    clips: Iterable[str],
+    clips: Sequence[str],
     load: Callable[[str], np.ndarray],
     sampling_rate: int,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> np.ndarray:
     """Descriptors of many clips; `load(clip id)` gives audio [S]. -> [n, D]"""
     rows = []
     for clip in clips:
         rows.append(describe(load(clip), sampling_rate))
         if progress:
-            progress(len(rows))
+            progress(len(rows), len(clips), "clips")
     return np.stack(rows)
 
 

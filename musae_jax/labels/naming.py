@@ -131,7 +131,7 @@ def score_concepts(
     tracks: Mapping[str, str] | None = None,
     permutations: int = 20,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Scores:
     """AUROC of every feature for every concept on the "label" and the "score" half, with `permutations` shuffles.
 
@@ -164,7 +164,7 @@ def score_concepts(
         nulls[0, number] = label.scores(label_orders[number])
         nulls[1, number] = score.scores(score_orders[number])
         if progress:
-            progress(number + 1)
+            progress(number + 1, permutations, "shuffles")
     result = Scores(
         label=label.scores(),
         score=score.scores(),

@@ -142,12 +142,14 @@ def measure_truth(
     tracks: Mapping[str, str] | None = None,
     permutations: int = 20,
     seed: int = 0,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Scores]:
     """`score_concepts` for each dictionary of `activities`, with the same shuffles; names as in `truth_table`."""
-    return {
-        name: score_concepts(
-            activity, truth, halves, tracks, permutations, seed, (lambda done, n=name: progress(n, done)) if progress else None
-        )
-        for name, activity in activities.items()
-    }
+    scores = {}
+    for number, (name, activity) in enumerate(activities.items()):
+
+        def step(done: int, of: int, noun: str, before: int = number) -> None:
+            progress(before * of + done, len(activities) * of, noun)
+
+        scores[name] = score_concepts(activity, truth, halves, tracks, permutations, seed, step if progress else None)
+    return scores

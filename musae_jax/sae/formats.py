@@ -186,15 +186,19 @@ def _fold_decoder_norm(path: Path, config: SAEConfig, params: dict[str, np.ndarr
 
 
 def _numpy_sae(config: SAEConfig, params: dict[str, np.ndarray], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(f, how far each p is from its rule's threshold), in NumPy: the same on every device, whatever its matmuls do."""
+    """(f, how far each p is from being treated otherwise), in NumPy: the same on every device, whatever its matmuls."""
     pre = (x - params["b_dec"] if config.apply_b_dec_to_input else x) @ params["W_enc"] + params["b_enc"]  # [n, F]
     if config.architecture == "topk":
-        threshold = np.partition(pre, -config.k, axis=1)[:, -config.k, None]
-        keep = pre >= threshold
+        ranked = -np.sort(-pre, axis=1)
+        least = ranked[:, config.k - 1, None]  # the last that is kept, and the first that is not
+        best = ranked[:, config.k, None] if config.k < config.d_sae else np.full_like(least, -np.inf)
+        keep = pre >= least
+        margin = np.where(keep, pre - best, least - pre)
     else:
         threshold = params["threshold"] if config.architecture == "jumprelu" else np.zeros(1, np.float32)
         keep = pre > threshold
-    return np.where(keep, np.maximum(pre, 0.0), 0.0), np.abs(pre - threshold)
+        margin = np.abs(pre - threshold)
+    return np.where(keep, np.maximum(pre, 0.0), 0.0), margin
 
 
 def _golden(config: SAEConfig, params: dict[str, np.ndarray], x: np.ndarray) -> dict[str, np.ndarray]:

@@ -123,4 +123,4 @@ def _blocks(store: Store, clips: Collection[str] | None, first: int):
 
 
 def _ratio(above: float, below: float) -> float:
-    return float(above / below) if below > 0 else 0.0
+    return float(above / below) if below else 0.0

@@ -16,11 +16,12 @@ class Shards:
 
     def __init__(self, residuals, size):
         self.residuals, self.size = residuals, size
+        self.clip_ids = [f"clip{n}" for n in range(len(residuals))]
 
     def shards(self):
         for start in range(0, len(self.residuals), self.size):
             part = self.residuals[start : start + self.size]
-            yield [f"clip{start + n}" for n in range(len(part))], part
+            yield self.clip_ids[start : start + len(part)], part
 
 
 @pytest.fixture
@@ -45,8 +46,8 @@ def test_encoding_a_store_in_chunks_equals_encoding_it_at_once():
     expected = np.asarray(encode(residuals[:, 1:].reshape(-1, 5)))  # the start step is left out
     for chunk in (7, 4096):
         seen = []
-        activity = encode_store(Shards(residuals, 3), encode, chunk=chunk, progress=seen.append)
-        assert activity.clip_ids == tuple(f"clip{n}" for n in range(7)) and activity.frames == 8 and seen == [3, 6, 7]
+        activity = encode_store(Shards(residuals, 3), encode, chunk=chunk, progress=lambda *step: seen.append(step))
+        assert activity.clip_ids == tuple(f"clip{n}" for n in range(7)) and activity.frames == 8 and seen == [(n, 7, "clips") for n in (3, 6, 7)]
         np.testing.assert_allclose(activity.values.todense(), expected, atol=1e-6)
     dense = Activity(activity.clip_ids, 8, expected)
     for other in (activity, activity.subset(range(7))):

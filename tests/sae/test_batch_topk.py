@@ -259,17 +259,17 @@ def test_training_finds_a_planted_dictionary():
 
     data = [batch() for _ in range(20)]
     center, scale = np.mean(data, axis=(0, 1)), np.std(data[0])
-    config = BatchTopKConfig(d, f, k, steps=1500, batch_size=512, lr=3e-3)
+    config = BatchTopKConfig(d, f, k, steps=1000, batch_size=512, lr=1e-2)
     state = init_state(config, jax.random.key(1), center, scale)
-    for _ in range(75):
+    for _ in range(50):
         state, metrics = train_steps(config, state, np.stack(data))
     sae = fold(config, state)
     cosines = truth @ np.asarray(sae.params["W_dec"]).T
-    assert np.median(cosines.max(1)) > 0.97
+    assert cosines.max(1).min() > 0.98
     x = batch()
     encoded = sae_encode(sae.config, sae.params, x)
     fvu = np.sum((x - sae_decode(sae.config, sae.params, encoded)) ** 2) / np.sum((x - x.mean(0)) ** 2)
-    assert fvu < 0.06
+    assert fvu < 0.05
     assert abs(float((encoded > 0).sum(1).mean()) - k) < 0.5
     assert float(metrics["fvu"][-1]) < 0.05
 

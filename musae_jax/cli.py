@@ -1,0 +1,260 @@
+"""The `musae` command: one verb per stage. Parses flags, calls one function, prints one result.
+
+A `MusaeError` is printed as its one sentence and the exit code is 2; so is a full disk.
+"""
+
+import errno
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from musae_jax.config import ComposeConfig, RunConfig, read_yaml
+from musae_jax.errors import MusaeError
+
+console = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class ComposeFlags:
+    """Renders labelled music: audio, truth at 50 Hz and captions, in a manifest that other verbs read."""
+
+    out: Path
+    """The folder to write."""
+    sampling_rate: int = 16_000
+    """Hz."""
+    music: tyro.conf.OmitArgPrefixes[ComposeConfig] = field(default_factory=ComposeConfig)
+
+
+@dataclass(frozen=True)
+class StageFlags:
+    """Runs one stage on a run folder that `musae run` has begun."""
+
+    run: Path
+    """The run folder."""
+
+
+@dataclass(frozen=True)
+class GenerateFlags:
+    """From a prompt to sound."""
+
+    prompt: str
+    """What to play, such as "slow flute solo in D minor"; empty: unconditional."""
+    out: Path
+    """The sound file to write: wav, flac or ogg."""
+    model: str = "pocket"
+    """"pocket", a Hugging Face MusicGen folder, or a hub id."""
+    seconds: float = 8.0
+    """Length."""
+    seed: int = 0
+    """Same seed, same sound."""
+    guidance_scale: float = 3.0
+    """How strongly the prompt is followed."""
+    top_k: int = 250
+    """Sample among the k likeliest codes."""
+    temperature: float = 1.0
+    """0 always takes the likeliest."""
+
+
+@dataclass(frozen=True)
+class InfoFlags:
+    """What a checkpoint, activation store, SAE or run folder is."""
+
+    path: str
+    """A folder, or a model's name."""
+
+
+@dataclass(frozen=True)
+class DoctorFlags:
+    """Versions, devices, what is missing and how to get it."""
+
+
+@dataclass(frozen=True)
+class TrainPocketFlags:
+    """Trains the bundled pocket model anew: codec, then language model. Killed and started again, it goes on."""
+
+    work: Path
+    """Folder for the corpus, checkpoints and logs."""
+    out: Path
+    """Folder for the finished model, in the Hugging Face layout."""
+    codec_steps: int = 6000
+    """Steps of the codec, the first third of them without quantisation."""
+    lm_steps: int = 3000
+    """Steps of the language model."""
+    clips: int = 2000
+    """Composed clips of ten seconds to train on."""
+
+
+def run_verb(config: RunConfig) -> str:
+    from musae_jax.progress import progress_bar
+    from musae_jax.run import STAGES, begin_run, is_done, run_stage
+
+    run = begin_run(config)
+    for stage in STAGES:
+        if is_done(run, stage):
+            console.print(f"{stage:<10} done before")
+            continue
+        with progress_bar(stage, console) as progress:
+            seconds = run_stage(run, stage, progress)
+        console.print(f"{stage:<10} {seconds:.1f} s")
+    return str(run.folder)
+
+
+def stage_verb(stage: str) -> Callable[[StageFlags], str]:
+    def verb(flags: StageFlags) -> str:
+        from musae_jax.progress import progress_bar
+        from musae_jax.run import open_run, run_stage
+
+        with progress_bar(stage, console) as progress:
+            seconds = run_stage(open_run(flags.run), stage, progress)
+        return f"{stage} of {flags.run}: {seconds:.1f} s"
+
+    return verb
+
+
+def compose_verb(flags: ComposeFlags) -> str:
+    from musae_jax.compose.dataset import write_dataset
+    from musae_jax.progress import progress_bar
+
+    m = flags.music
+    with progress_bar("compose", console) as progress:
+        write_dataset(flags.out, m.clips, m.seed, m.seconds, flags.sampling_rate, progress)
+    return f"{m.clips} clips in {flags.out}"
+
+
+def generate_verb(flags: GenerateFlags) -> str:
+    import time
+
+    import jax
+    import numpy as np
+
+    from musae_jax.audio.io import write_audio
+    from musae_jax.models.checkpoints import load_musicgen
+    from musae_jax.models.generate import generate
+    from musae_jax.models.musicgen import encode_text
+
+    if not 0.1 <= flags.seconds <= 30:
+        raise MusaeError(f"--seconds is {flags.seconds}; it must be between 0.1 and 30")
+    mg = load_musicgen(flags.model)
+    text = encode_text(mg, [flags.prompt]) if flags.prompt else None
+    started = time.perf_counter()
+    made = generate(
+        mg.config,
+        mg.params,
+        text,
+        jax.random.key(flags.seed),
+        seconds=flags.seconds,
+        guidance_scale=flags.guidance_scale,
+        top_k=flags.top_k,
+        temperature=flags.temperature,
+        batch_size=None if flags.prompt else 1,
+    )
+    write_audio(flags.out, np.asarray(made.audio[0]), mg.config.sampling_rate)
+    took = time.perf_counter() - started
+    return f"{flags.out}: {flags.seconds:g} s of music in {took:.1f} s ({flags.seconds / took:.2f} × real time, compiling included)"
+
+
+def info_verb(flags: InfoFlags) -> str:
+    from musae_jax.info import describe
+
+    return describe(flags.path)
+
+
+def doctor_verb(flags: DoctorFlags) -> str:
+    from musae_jax.info import doctor
+
+    return doctor()
+
+
+def train_pocket_verb(flags: TrainPocketFlags) -> str:
+    from musae_jax.models.checkpoints import save_musicgen
+    from musae_jax.pocket.codec import CodecTraining
+    from musae_jax.pocket.lm import LanguageModelTraining
+    from musae_jax.pocket.train import PocketTraining, train_pocket
+    from musae_jax.progress import progress_bar
+
+    training = PocketTraining(
+        clips=flags.clips,
+        codec=CodecTraining(steps=flags.codec_steps, continuous_steps=flags.codec_steps // 3),
+        language_model=LanguageModelTraining(steps=flags.lm_steps),
+    )
+    with progress_bar("pocket", console) as progress:
+        save_musicgen(flags.out, train_pocket(flags.work, training, progress))
+    return str(flags.out)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb takes, what it does, and its line in the list."""
+
+    flags: type
+    call: Callable[[Any], str]
+    help: str
+
+
+VERBS = {
+    "run": Verb(RunConfig, run_verb, "the whole road; alone: the pocket model on composed music"),
+    "compose": Verb(ComposeFlags, compose_verb, "render labelled music"),
+    "harvest": Verb(StageFlags, stage_verb("harvest"), "music to activation store"),
+    "train": Verb(StageFlags, stage_verb("train"), "store to sparse autoencoder"),
+    "features": Verb(StageFlags, stage_verb("features"), "statistics and exemplars"),
+    "label": Verb(StageFlags, stage_verb("label"), "names for features"),
+    "generate": Verb(GenerateFlags, generate_verb, "prompt to sound"),
+    "info": Verb(InfoFlags, info_verb, "what a checkpoint, store, SAE or run is"),
+    "doctor": Verb(DoctorFlags, doctor_verb, "versions, devices, what is missing"),
+    "train-pocket": Verb(TrainPocketFlags, train_pocket_verb, "train the bundled model anew"),
+}
+
+
+def usage() -> str:
+    lines = [f"  musae {name:<13} {verb.help}" for name, verb in VERBS.items()]
+    return "Finds, names, proves and steers the concepts a music generator has learned.\n\n" + "\n".join(
+        [*lines, "", "`musae VERB --help` explains every flag; `--config FILE.yaml` reads them from a file."]
+    )
+
+
+def parse(name: str, arguments: list[str]) -> Any:
+    """The config of a verb: defaults, then `--config FILE`, then flags."""
+    verb, default = VERBS[name], None
+    if "--config" in arguments:
+        at = arguments.index("--config")
+        if at + 1 == len(arguments):
+            raise MusaeError("--config needs a file; give it a YAML file")
+        default = read_yaml(verb.flags, arguments[at + 1])
+        arguments = arguments[:at] + arguments[at + 2 :]
+    options = {} if default is None else {"default": default}
+    return tyro.cli(verb.flags, args=arguments, prog=f"musae {name}", **options)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    name = arguments[0]
+    try:
+        if name not in VERBS:
+            raise MusaeError(f"{name!r} is not a verb of musae; the verbs are {', '.join(VERBS)}")
+        print(VERBS[name].call(parse(name, arguments[1:])))
+    except MusaeError as error:
+        console.print(f"musae: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
+            raise
+        where = error.filename or "the output folder"
+        console.print(f"musae: cannot write {where} ({error.strerror}); make room or choose another folder", style="red", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("musae: stopped; the same command goes on from here", style="red")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

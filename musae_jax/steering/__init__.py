@@ -1,0 +1,1 @@
+"""Turning features into controls, and measuring what the controls do."""
