@@ -73,7 +73,7 @@ def test_no_text_equals_transformers_unconditional(pair, size):
     c = mg.config.decoder
     codes = random_codes(mg.config, 2, 20)
     columns = torch.tensor(np.asarray(apply_delay(codes, c.pad_token_id, c.audio_channels))).reshape(-1, 21).long()
-    zeros = torch.zeros(2, 5, c.hidden_size)
+    zeros = torch.zeros(2, 5, mg.config.text.d_model)
     logits, residuals = torch_residuals(
         model, encoder_outputs=(zeros,), attention_mask=torch.zeros(2, 5), decoder_input_ids=columns
     )

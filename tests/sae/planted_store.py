@@ -1,4 +1,4 @@
-"""A small activation store with known structure: sparse sums of planted directions on a mean that depends on position."""
+"""A small activation store with known structure: sparse sums of planted directions, a mean that depends on position."""
 
 from pathlib import Path
 

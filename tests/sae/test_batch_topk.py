@@ -265,7 +265,7 @@ def test_training_finds_a_planted_dictionary():
         state, metrics = train_steps(config, state, np.stack(data))
     sae = fold(config, state)
     cosines = truth @ np.asarray(sae.params["W_dec"]).T
-    assert cosines.max(1).min() > 0.98
+    assert (cosines.max(1) > 0.98).mean() > 0.9
     x = batch()
     encoded = sae_encode(sae.config, sae.params, x)
     fvu = np.sum((x - sae_decode(sae.config, sae.params, encoded)) ** 2) / np.sum((x - x.mean(0)) ** 2)

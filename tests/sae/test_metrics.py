@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+from planted_store import POSITIONS, D, planted_store
 
 from musae_jax.errors import MusaeError
 from musae_jax.sae.metrics import evaluate
 from musae_jax.sae.sae import SAE, SAEConfig
-from planted_store import D, POSITIONS, planted_store
 
 
 @pytest.fixture(scope="module")
@@ -70,5 +70,5 @@ def test_what_does_not_fit_is_one_sentence(store):
     with pytest.raises(MusaeError, match="none of the clips"):
         evaluate(random_sae(), store, ["nobody"])
     sae = SAE(SAEConfig(D + 1, 9), {})
-    with pytest.raises(MusaeError, match="width 17, but .* holds width 16"):
+    with pytest.raises(MusaeError, match=r"width 17, but .* holds width 16"):
         evaluate(sae, store)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planted_store import CLIPS, D, F, planted_store
 
 from musae_jax.activations.batches import Batches
 from musae_jax.errors import MusaeError
 from musae_jax.sae.batch_topk import BatchTopKConfig
 from musae_jax.sae.formats import load_sae
 from musae_jax.sae.train import activation_statistics, train_sae
-from planted_store import CLIPS, D, F, planted_store
 
 CONFIG = BatchTopKConfig(D, F, k=3, steps=64, batch_size=64, lr=5e-3)
 HELD_OUT = [f"clip{i:03d}" for i in range(0, CLIPS, 4)]
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_training_is_refused(store, tmp_path):
     for path in (tmp_path / "sae" / "checkpoints").rglob("*"):
         if path.is_file() and path.stat().st_size > 500:
             path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(MusaeError, match="checkpoint in .* cannot be read") as caught:
+    with pytest.raises(MusaeError, match=r"checkpoint in .* cannot be read") as caught:
         train_sae(store, CONFIG, tmp_path / "sae", **OPTIONS)
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,1 @@
+"""Benchmarks a reader can run: `musae bench NAME --json FILE`."""
