@@ -147,12 +147,7 @@ def label_stage(run: Run, progress: Progress | None = None) -> None:
     permutations, seed = run.config.label.permutations, run.config.seed
     rows, tables = [], {}
     ids = run.store(run.layers[0]).clip_ids
-
-    def described(done: int) -> None:
-        if progress:
-            progress(done, len(ids), "clips described")
-
-    values = describe_clips(ids, lambda id: load_clip(by_id[id], rate, seconds), rate, described)
+    values = describe_clips(ids, lambda id: load_clip(by_id[id], rate, seconds), rate, progress)
     for layer in run.layers:
         activity = _activity(run, layer)
         kept = np.flatnonzero(load_statistics(run.features_folder(layer)).kept)

@@ -33,6 +33,7 @@ def harvest(
     batch_size: int = 8,
     dtype: str = "float32",
     model: str = "",
+    shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> dict[int, Store]:
     """Writes one activation store per layer to `out/blocks.{i}.resid_post` and returns them, open.
@@ -40,7 +41,8 @@ def harvest(
     Teacher-forced and unconditional (no text, one branch), as the published SAEs were trained: a clip of T frames
     gives P = T + 1 positions, the start step first. Clips are `seconds` long, zero-padded where shorter. Memory does
     not depend on the number of clips. A harvest that was killed goes on after its last whole shard; a finished one
-    returns at once. `model` is the name recorded beside the hash of the weights; `progress` counts clips.
+    returns at once. `model` is the name recorded beside the hash of the weights; a shard
+    holds about `shard_bytes` of float32; `progress` counts clips.
 
     Raises:
       MusaeError: no clips, a layer that the model lacks, `out` holds other activations, or the disk refuses a file.
@@ -69,7 +71,7 @@ def harvest(
         "dtype": dtype,
     }
     ids = [clip.id for clip in clips]
-    per_shard = max(1, SHARD_BYTES // (4 * positions * width))
+    per_shard = max(1, shard_bytes // (4 * positions * width))
     writers = {
         layer: StoreWriter(out / hook_name(layer), {**common, "hook": hook_name(layer), "layer": layer}, ids, per_shard)
         for layer in layers

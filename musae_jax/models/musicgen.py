@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from musae_jax.errors import MusaeError
-from musae_jax.models import encodec
+from musae_jax.models import encodec, t5
 from musae_jax.models.decoder import Cache, Decoder, DecoderConfig, TextStates
 from musae_jax.models.delay import apply_delay
 from musae_jax.models.edits import Edits, prepare_edits
@@ -201,19 +201,41 @@ def decode_codes(config: MusicGenConfig, params: Any, codes: Any) -> jax.Array:
 
 def random_musicgen(config: MusicGenConfig, key: jax.Array, tokenizer: Any = None) -> MusicGen:
     """A model with random parameters, drawn as the original training does: a start for training, and the control."""
-    keys = jax.random.split(key, 4)
     c = config.decoder
-    params = {
-        "text": _init(T5Encoder(config.text), keys[0], jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), jnp.int32)),
-        "decoder": _init(Decoder(c), keys[2], jnp.zeros((1, c.num_codebooks, 2), jnp.int32)),
-        "audio": encodec.random_encodec(config.audio, keys[3]),
+    spread = {
+        "text": t5.deviations(config.text),
+        "projection": {"kernel": c.initializer_factor},
+        "decoder": dict.fromkeys(_LEAVES, c.initializer_factor),
     }
+    # NumPy draws: compiling a generator for every shape would take most of a minute.
+    bits = np.asarray(jax.random.bits(key, (4,), np.uint32))
+    draw = np.random.Generator(np.random.Philox(np.random.SeedSequence(bits.tolist())))
+    params: dict[tuple[str, ...], jax.Array] = {}
+    for path, shape in sorted(parameter_shapes(config).items()):
+        if path[-1] in ("scale", "bias"):
+            params[path] = jnp.full(shape, float(path[-1] == "scale"))
+        else:
+            kind = next(name for name in reversed(path) if name in spread[path[0]])
+            params[path] = jnp.asarray(draw.standard_normal(shape, np.float32) * np.float32(spread[path[0]][kind]))
+    # The codec draws for itself; this generator compiles in a second where the default takes twenty.
+    seed = jax.random.wrap_key_data(jnp.asarray(bits), impl="unsafe_rbg")
+    tree = unflatten_dict(params) | {"audio": encodec.random_encodec(config.audio, seed)}
+    return MusicGen(config=config, params=tree, tokenizer=tokenizer)
+
+
+_LEAVES = ("kernel", "embedding", "heads")
+
+
+def parameter_shapes(config: MusicGenConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shape of every parameter but the codec's, by path; nothing is computed."""
+    key, ids = jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
+    columns = jnp.zeros((1, config.num_codebooks, 2), jnp.int32)
+    tree = {
+        "text": jax.eval_shape(T5Encoder(config.text).init, key, ids, ids)["params"],
+        "decoder": jax.eval_shape(Decoder(config.decoder).init, key, columns)["params"],
+    }
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(tree).items()}
     if config.projects_text:
-        shape = (config.text.d_model, c.hidden_size)
-        kernel = nn.initializers.normal(c.initializer_factor)(keys[1], shape)
-        params["projection"] = {"kernel": kernel, "bias": jnp.zeros(c.hidden_size)}
-    return MusicGen(config=config, params=params, tokenizer=tokenizer)
-
-
-def _init(module: nn.Module, key: jax.Array, *inputs: jax.Array) -> Any:
-    return jax.jit(module.init)(key, *inputs)["params"]
+        shapes["projection", "kernel"] = (config.text.d_model, config.decoder.hidden_size)
+        shapes["projection", "bias"] = (config.decoder.hidden_size,)
+    return shapes

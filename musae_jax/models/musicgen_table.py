@@ -4,20 +4,15 @@ The codec has a table of its own (`encodec_table`); its keys follow the prefix `
 """
 
 import dataclasses
-import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from musae_jax.models.decoder import Decoder
 from musae_jax.models.encodec_table import encodec_from_hf, encodec_to_hf
-from musae_jax.models.musicgen import MusicGenConfig
-from musae_jax.models.t5 import T5Encoder
+from musae_jax.models.musicgen import MusicGenConfig, parameter_shapes
 
 AUDIO = "audio_encoder."
 
@@ -94,25 +89,11 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile(re.escape(template).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{k\}", r"(?P<k>\d+)"))
 
 
-def expected_shapes(config: MusicGenConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each of our parameters but the codec's, by path; nothing is computed."""
-    key, ids = jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
-    columns = jnp.zeros((1, config.num_codebooks, 2), jnp.int32)
-    tree = {
-        "text": jax.eval_shape(functools.partial(T5Encoder(config.text).init, key), ids, ids)["params"],
-        "decoder": jax.eval_shape(functools.partial(Decoder(config.decoder).init, key), columns)["params"],
-    }
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
-    if config.projects_text:
-        shapes["projection/kernel"] = (config.text.d_model, config.decoder.hidden_size)
-        shapes["projection/bias"] = (config.decoder.hidden_size,)
-    return shapes
-
-
 def hf_shapes(config: MusicGenConfig) -> dict[str, tuple[tuple[int, ...], Row, str, int | None]]:
     """For every tensor that transformers has: its shape, its row, our path, and its codebook where ours is a stack."""
     wanted = {}
-    for path, shape in expected_shapes(config).items():
+    for parts, shape in parameter_shapes(config).items():
+        path = "/".join(parts)
         for row in TABLE:
             match = _pattern(row.ours).fullmatch(path)
             if match is None or row.gated not in (None, config.text.gated):
@@ -149,7 +130,7 @@ def musicgen_from_hf(tensors: Mapping[str, np.ndarray], config: MusicGenConfig) 
         else:
             stacks.setdefault(path, {})[k] = value
     axes = {row.ours: row.stack for row in TABLE}
-    flat |= {path: np.stack([parts[k] for k in sorted(parts)], axis=axes[path]) for path, parts in stacks.items()}
+    flat |= {path: np.stack([slices[k] for k in sorted(slices)], axis=axes[path]) for path, slices in stacks.items()}
     codec = {key.removeprefix(AUDIO): value for key, value in tensors.items() if key.startswith(AUDIO)}
     audio, used_audio, codec_problems = encodec_from_hf(codec, config.audio)
     problems += [f"tensor {AUDIO}{problem}" for problem in codec_problems]

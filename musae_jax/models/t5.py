@@ -80,6 +80,14 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
     return ((relative > 0) * buckets + np.where(distance < exact, distance, far)).astype(np.int32)
 
 
+def deviations(config: T5Config) -> dict[str, float]:
+    """The standard deviation of each kind of parameter in a new encoder (Mesh TensorFlow's, as transformers draws)."""
+    into, hidden, inner = config.d_model**-0.5, config.d_ff**-0.5, (config.num_heads * config.d_kv) ** -0.5
+    relative = {"embedding": 1.0, "relative_bias": into, "query": into * config.d_kv**-0.5, "key": into, "value": into}
+    relative |= {"out": inner, "up": into, "gate": into, "down": hidden}
+    return {name: config.initializer_factor * value for name, value in relative.items()}
+
+
 class RMSNorm(nn.Module):
     """Scale only, no mean subtracted; the mean square is taken in fp32."""
 
@@ -92,8 +100,8 @@ class RMSNorm(nn.Module):
         return scale * (x * jax.lax.rsqrt(square + self.epsilon)).astype(x.dtype)
 
 
-def _dense(features: int, deviation: float, name: str) -> nn.Dense:
-    return nn.Dense(features, use_bias=False, kernel_init=nn.initializers.normal(deviation), name=name)
+def _dense(features: int, name: str) -> nn.Dense:
+    return nn.Dense(features, use_bias=False, name=name)
 
 
 class T5Block(nn.Module):
@@ -104,22 +112,21 @@ class T5Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:  # [B, L, D], [B, H, L, L]
         c = self.config
-        factor, heads = c.initializer_factor, (c.num_heads, c.d_kv)
-        inner = c.num_heads * c.d_kv
+        heads, inner = (c.num_heads, c.d_kv), c.num_heads * c.d_kv
         h = RMSNorm(c.layer_norm_epsilon, name="attention_norm")(x)
-        query = _dense(inner, factor * (c.d_model * c.d_kv) ** -0.5, "query")(h).reshape(*h.shape[:2], *heads)
-        key = _dense(inner, factor * c.d_model**-0.5, "key")(h).reshape(*h.shape[:2], *heads)
-        value = _dense(inner, factor * c.d_model**-0.5, "value")(h).reshape(*h.shape[:2], *heads)
+        query = _dense(inner, "query")(h).reshape(*h.shape[:2], *heads)
+        key = _dense(inner, "key")(h).reshape(*h.shape[:2], *heads)
+        value = _dense(inner, "value")(h).reshape(*h.shape[:2], *heads)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32) + bias  # T5 does not scale by √d
         weights = jax.nn.softmax(scores, axis=-1).astype(h.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(*h.shape[:2], inner)
-        x = x + _dense(c.d_model, factor * inner**-0.5, "out")(mixed)
+        x = x + _dense(c.d_model, "out")(mixed)
 
         h = RMSNorm(c.layer_norm_epsilon, name="ffn_norm")(x)
-        up = ACTIVATIONS[c.activation](_dense(c.d_ff, factor * c.d_model**-0.5, "up")(h))
+        up = ACTIVATIONS[c.activation](_dense(c.d_ff, "up")(h))
         if c.gated:
-            up = up * _dense(c.d_ff, factor * c.d_model**-0.5, "gate")(h)
-        return x + _dense(c.d_model, factor * c.d_ff**-0.5, "down")(up)
+            up = up * _dense(c.d_ff, "gate")(h)
+        return x + _dense(c.d_model, "down")(up)
 
 
 class T5Encoder(nn.Module):
@@ -130,17 +137,11 @@ class T5Encoder(nn.Module):
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         c = self.config
-        factor = c.initializer_factor
-        embedding = self.param("embedding", nn.initializers.normal(factor), (c.vocab_size, c.d_model))
+        init = nn.initializers.normal()  # `deviations` says how a new model is really drawn
+        embedding = self.param("embedding", init, (c.vocab_size, c.d_model))
         # transformers keeps this table in block 0 and shares it with all the others.
-        table = self.param(
-            "relative_bias",
-            nn.initializers.normal(factor * c.d_model**-0.5),
-            (c.relative_attention_num_buckets, c.num_heads),
-        )
-        buckets = relative_buckets(
-            ids.shape[1], c.relative_attention_num_buckets, c.relative_attention_max_distance
-        )
+        table = self.param("relative_bias", init, (c.relative_attention_num_buckets, c.num_heads))
+        buckets = relative_buckets(ids.shape[1], c.relative_attention_num_buckets, c.relative_attention_max_distance)
         position = jnp.transpose(table[buckets], (2, 0, 1))[None].astype(jnp.float32)  # [1, H, L, L]
         bias = position + jnp.where(mask > 0, 0.0, MASKED)[:, None, None, :]
         x = embedding[ids]

@@ -13,6 +13,7 @@ vector only. Three measures, none of which is the SAE looking at its own edit:
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -278,11 +279,7 @@ def measure_effects(
         places = {t.concept: judge.names.index(t.concept) for t in targets if t.concept in judge.names}
         summary["judge_balanced_accuracy"] = {c: round(float(judge.balanced[i]), 4) for c, i in places.items()}
     write_json(out / "summary.json", {**summary, "config": dataclasses.asdict(config), "prompts": list(prompts)})
-    for path in sorted(cache.glob("*.safetensors")):
-        path.unlink()
-    for folder in (cache, cache.parent):
-        if folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
+    shutil.rmtree(out / "codes")
     return summary
 
 

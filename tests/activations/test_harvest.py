@@ -1,0 +1,167 @@
+import functools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from musae_jax.activations.harvest import harvest as harvest_with_large_shards
+from musae_jax.activations.harvest import hook_name, weights_sha256
+from musae_jax.activations.store import open_store
+from musae_jax.audio.clips import load_clip, open_clips
+from musae_jax.audio.io import write_audio
+from musae_jax.errors import MusaeError
+from musae_jax.models.decoder import DecoderConfig
+from musae_jax.models.encodec import EncodecConfig
+from musae_jax.models.musicgen import MusicGenConfig, encode_audio, forward, random_musicgen
+from musae_jax.models.t5 import T5Config
+
+RATE, SECONDS, CLIPS = 400, 1.0, 7
+CONFIG = MusicGenConfig(
+    text=T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2),
+    audio=EncodecConfig(
+        sampling_rate=RATE,
+        upsampling_ratios=(4, 2),
+        num_filters=2,
+        hidden_size=8,
+        codebook_size=16,
+        target_bandwidths=(0.4,),  # 2 codebooks of 4 bits at 50 Hz
+    ),
+    decoder=DecoderConfig(
+        vocab_size=16,
+        num_hidden_layers=3,
+        ffn_dim=24,
+        num_attention_heads=2,
+        hidden_size=12,
+        num_codebooks=2,
+        pad_token_id=16,
+        bos_token_id=16,
+    ),
+)
+
+
+# Three clips a shard, so that seven clips are three shards.
+harvest = functools.partial(harvest_with_large_shards, shard_bytes=3 * 4 * 51 * 12)
+
+
+def model(seed: int = 0):
+    return random_musicgen(CONFIG, jax.random.key(seed))
+
+
+def make_music(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(CLIPS):
+        seconds = 0.6 if i == 2 else SECONDS  # one is short, and padded
+        write_audio(folder / f"track{i}.wav", 0.3 * rng.normal(size=round(seconds * RATE)).astype("f4"), RATE)
+
+
+@pytest.fixture(scope="module")
+def music(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("music")
+    make_music(folder)
+    return open_clips(folder, SECONDS).clips
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_store_holds_what_the_model_computes(music, tmp_path):
+    mg = model()
+    calls = []
+    stores = harvest(
+        mg, music, (2, 0), SECONDS, tmp_path, batch_size=2, model="tiny", progress=lambda *call: calls.append(call)
+    )
+    assert list(stores) == [2, 0]
+    assert {path.name for path in tmp_path.iterdir()} == {"blocks.0.resid_post", "blocks.2.resid_post"}
+    store = stores[2]
+    assert (store.d_in, store.positions, store.clip_ids) == (12, 51, tuple(clip.id for clip in music))
+    assert len(store) == 3
+    assert {k: store.description[k] for k in ("model", "hook", "layer", "frame_rate", "dtype", "revision")} == {
+        "model": "tiny",
+        "hook": "blocks.2.resid_post",
+        "layer": 2,
+        "frame_rate": 50.0,
+        "dtype": "float32",
+        "revision": weights_sha256(mg.params),
+    }
+    for layer in (0, 2):
+        residuals = np.concatenate([block for _, block in stores[layer].shards()])
+        for row, clip in enumerate(music):
+            codes = encode_audio(CONFIG, mg.params, load_clip(clip, RATE, SECONDS)[None])
+            expected = forward(CONFIG, mg.params, codes, taps=(0, 2)).residuals[layer][0]
+            np.testing.assert_allclose(residuals[row], expected, atol=1e-5 * np.abs(expected).max())
+    assert calls[0] == (0, CLIPS, "clips")
+    assert calls[-1] == (CLIPS, CLIPS, "clips")
+
+
+def test_a_finished_harvest_is_returned_and_another_one_refused(music, tmp_path):
+    harvest(model(), music, [1], SECONDS, tmp_path)
+    before = contents(tmp_path)
+    calls = []
+    store = harvest(model(), music, [1], SECONDS, tmp_path, progress=lambda *call: calls.append(call))[1]
+    assert calls == [(CLIPS, CLIPS, "clips")]
+    assert contents(tmp_path) == before
+    assert len(store.clip_ids) == CLIPS
+    with pytest.raises(MusaeError, match="revision is"):
+        harvest(model(1), music, [1], SECONDS, tmp_path)
+    with pytest.raises(MusaeError, match="clips is 7 there and 5 here"):
+        harvest(model(), music[:5], [1], SECONDS, tmp_path)
+    assert contents(tmp_path) == before
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_harvest as t
+t.harvest(t.model(), t.open_clips(sys.argv[1], t.SECONDS).clips, [0, 1], t.SECONDS, sys.argv[2], batch_size=2,
+          progress=lambda done, total, unit: print(done, flush=True))
+"""
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bytes(music, tmp_path):
+    harvest(model(), music, [0, 1], SECONDS, tmp_path / "whole", batch_size=2)
+    command = [sys.executable, "-c", PROGRAM.format(tests=str(Path(__file__).parent)), str(music[0].path.parent)]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+    for line in process.stdout:
+        if line.strip() == "5":  # in the second shard
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    with pytest.raises(MusaeError, match="unfinished"):
+        open_store(tmp_path / "killed" / hook_name(0))
+    calls = []
+    harvest(
+        model(), music, [0, 1], SECONDS, tmp_path / "killed", batch_size=2, progress=lambda done, *_: calls.append(done)
+    )
+    assert calls[0] in (3, 6)  # whole shards were kept
+    kept = {name: data for name, data in contents(tmp_path / "killed").items() if "/." not in name}
+    assert kept == contents(tmp_path / "whole")
+
+
+def test_one_hook_can_lag_behind_another(music, tmp_path):
+    harvest(model(), music, [0, 1], SECONDS, tmp_path / "whole", batch_size=2)
+    harvest(model(), music, [0], SECONDS, tmp_path / "part", batch_size=2)
+    harvest(model(), music, [0, 1], SECONDS, tmp_path / "part", batch_size=2)
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_what_cannot_be_harvested_is_one_sentence(music, tmp_path):
+    with pytest.raises(MusaeError, match="no clips"):
+        harvest(model(), [], [0], SECONDS, tmp_path)
+    with pytest.raises(MusaeError, match="layer 3 is not in this model; choose from 0 to 2"):
+        harvest(model(), music, [3], SECONDS, tmp_path)
+    with pytest.raises(MusaeError, match="'int8'"):
+        harvest(model(), music, [0], SECONDS, tmp_path, dtype="int8")
+    mg = model()
+    broken = mg.replace(params=jax.tree.map(lambda leaf: leaf * np.nan, mg.params))
+    with pytest.raises(MusaeError, match=r"not finite at blocks\.0\.resid_post for 3 of 3 clips"):
+        harvest(broken, music, [0], SECONDS, tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
