@@ -4,13 +4,15 @@ Exemplars are ranked by the mean activation over the clip, as in the paper. They
 corpus and marked so: names are chosen on the "label" half, and the "score" half shows whether they hold.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from musae_jax.audio.io import write_audio
 from musae_jax.errors import MusaeError
 from musae_jax.features.activity import Activity
 from musae_jax.files import atomic_path, read_json_lines, write_json_lines
@@ -102,22 +104,26 @@ def load_exemplars(folder: str | Path) -> list[Exemplar]:
     return [Exemplar(**row, curve=curve) for row, curve in zip(rows, curves)]
 
 
-def save_clips(folder: str | Path, clips: Mapping[str, np.ndarray], sampling_rate: int) -> None:
+def save_clips(
+    folder: str | Path,
+    clips: Iterable[str],
+    load: Callable[[str], np.ndarray],
+    sampling_rate: int,
+    captions: Mapping[str, str | None] | None = None,
+) -> None:
     """Writes the audio that people listen to as `folder/clips/{id}.ogg`; clips already there are left alone.
 
-    `clips` may load lazily: it is read one clip at a time. Ids may hold slashes or other signs; `clip_file` says how
-    they become file names.
+    `load(clip id)` gives audio [S]. `folder/clips.jsonl` names file and caption of every clip, in the order given.
     """
-    from musae_jax.audio.io import write_audio
-
-    for clip in clips:
+    rows = []
+    for clip in dict.fromkeys(clips):
         path = Path(folder) / "clips" / clip_file(clip)
         if not path.exists():
-            write_audio(path, clips[clip], sampling_rate)
+            write_audio(path, load(clip), sampling_rate)
+        rows.append({"clip": clip, "file": f"clips/{path.name}", "caption": (captions or {}).get(clip)})
+    write_json_lines(Path(folder) / "clips.jsonl", rows)
 
 
 def clip_file(clip: str) -> str:
     """File name of a clip's audio: the id with every sign but letters, digits, dot, dash and underscore as %XX."""
-    from urllib.parse import quote
-
     return quote(clip, safe="-_.").replace("~", "%7E") + ".ogg"

@@ -19,7 +19,7 @@ import optax
 
 from musae_jax.checkpoint import TrainingCheckpoints
 from musae_jax.files import atomic_path
-from musae_jax.models.encodec import EncodecConfig, EncodecDecoder, EncodecEncoder, quantize
+from musae_jax.models.encodec import EncodecConfig, EncodecDecoder, EncodecEncoder, quantize, random_encodec
 from musae_jax.pocket.corpus import ROLL, Bank
 from musae_jax.pocket.spectral import log_mel_distance, si_sdr, spectral_loss
 
@@ -43,13 +43,9 @@ class CodecTraining:
 
 def init_state(config: EncodecConfig, training: CodecTraining) -> dict:
     """The whole training state as one pytree of arrays."""
-    keys = jax.random.split(jax.random.key(training.seed), 3)
-    audio = jnp.zeros((1, config.hop_length * 8, config.audio_channels))
-    encoder = EncodecEncoder(config).init(keys[0], audio)["params"]
-    latents = EncodecEncoder(config).apply({"params": encoder}, audio)
-    decoder = EncodecDecoder(config).init(keys[1], latents)["params"]
+    drawn = random_encodec(config, jax.random.key(training.seed))
     head = {"kernel": jnp.zeros((config.hidden_size, ROLL)), "bias": jnp.full((ROLL,), -3.0)}
-    params = {"encoder": encoder, "decoder": decoder, "notes": head}
+    params = {"encoder": drawn["encoder"], "decoder": drawn["decoder"], "notes": head}
     shape = (config.num_quantizers, config.codebook_size, config.hidden_size)
     return {
         "params": params,
@@ -203,7 +199,7 @@ def evaluate(state: dict, config: EncodecConfig, bank: Bank, clips: int = 32) ->
         return out, codes
 
     results, codes = [], []
-    for start in range(0, clips, 8):
+    for start in range(0, min(clips, len(bank.audio)), 8):
         audio = bank.audio[start : start + 8].astype(np.float32) / 32767
         out, chosen = measure(state["params"], state["codebooks"], audio)
         results.append(jax.tree.map(lambda x: np.asarray(x), out))

@@ -135,9 +135,11 @@ def test_exemplars_are_the_strongest_clips_of_each_half(activity, tmp_path):
 
 def test_clip_audio_is_written_once_under_safe_names(tmp_path):
     audio = {"a/b c.wav": np.sin(np.arange(8000) / 10).astype(np.float32) * 0.3}
-    save_clips(tmp_path, audio, 16000)
+    save_clips(tmp_path, audio, audio.__getitem__, 16000, {"a/b c.wav": "a tone"})
     path = tmp_path / "clips" / "a%2Fb%20c.wav.ogg"
     assert path.exists() and clip_file("a/b c.wav") == path.name
     before = path.stat().st_mtime_ns
-    save_clips(tmp_path, audio, 16000)
+    save_clips(tmp_path, audio, audio.__getitem__, 16000, {"a/b c.wav": "a tone"})
+    (row,) = read_json_lines(tmp_path / "clips.jsonl")
+    assert row == {"clip": "a/b c.wav", "file": f"clips/{path.name}", "caption": "a tone"}
     assert path.stat().st_mtime_ns == before

@@ -114,6 +114,9 @@ def test_random_model_is_drawn_as_the_original(pair):
     heads = np.asarray(mg.params["decoder"]["heads"])
     assert abs(heads.std() - 0.02) < 0.002 and abs(heads.mean()) < 0.002
     assert np.all(mg.params["decoder"]["block_3"]["cross_norm"]["scale"] == 1)
+    query = np.concatenate([mg.params["text"][f"block_{i}"]["query"]["kernel"] for i in range(3)])
+    assert query.std() == pytest.approx((20 * 7) ** -0.5, rel=0.1)
+    assert np.std(mg.params["text"]["embedding"]) == pytest.approx(1.0, rel=0.1)
     out = forward(config, mg.params, random_codes(config, 1, 8), encode_text(mg, IDS[:1]))
     # Small weights: the predictions start near uniform.
     entropy = -(jax.nn.softmax(out.logits) * jax.nn.log_softmax(out.logits)).sum(-1)
@@ -133,7 +136,7 @@ def test_prompts_of_other_lengths_do_not_disturb_a_row(pair):
 
 def test_the_decoder_is_causal(pair):
     """The gradient of position 6's logits reaches positions 0 … 6 and no later one."""
-    mg = pair("odd").ours
+    mg = pair("even").ours
     codes = random_codes(mg.config, 1, 12)
     text = encode_text(mg, IDS[:1])
 
@@ -147,7 +150,7 @@ def test_the_decoder_is_causal(pair):
 
 
 def test_jit_equals_no_jit_and_gradients_flow(pair):
-    mg = pair("odd").ours
+    mg = pair("even").ours
     codes, text = random_codes(mg.config, 2, 10), encode_text(mg, IDS[:2])
     out = forward(mg.config, mg.params, codes, text, taps=[1])
     with jax.disable_jit():

@@ -1,0 +1,243 @@
+"""RUN/report/index.html: features, evidence, sound and steering in one folder that opens from disk, offline.
+
+Everything shown is read from the run folder. Text, styles and numbers are inside index.html (a page opened from disk
+may not fetch files); pictures and sounds lie beside it under media/, named by relative paths, so that the folder can be
+moved or sent as it is.
+"""
+
+import base64
+import datetime
+import html
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from musae_jax.audio.io import read_audio
+from musae_jax.errors import MusaeError
+from musae_jax.explorer.pictures import HOP, RATE, write_picture
+from musae_jax.features.exemplars import Exemplar, load_exemplars
+from musae_jax.files import atomic_folder, read_json, read_json_lines
+
+CONTROL = "random"  # SAEs with this in their name were trained on a model with random weights: shown beside, not listed
+THRESHOLD = 0.3  # share of a feature's maximum above which a span is shaded
+Key = tuple[str, str, int]  # hook, SAE, feature
+
+
+def write_report(
+    run: str | Path,
+    title: str | None = None,
+    about: Mapping[str, Any] | None = None,
+    media_features: int = 60,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Path:
+    """Builds RUN/report/index.html from the files of a run folder and returns its path; an older report is replaced.
+
+    Reads features/<hook>/<sae>/{features.jsonl, exemplars.*, clips.jsonl, clips/}, and where they exist
+    sae/<hook>/<sae>/{metrics.json, train.jsonl}, labels/labels.jsonl, validation/{truth_table.jsonl,
+    truth_summary.json, judge.jsonl}, steering/{effects.jsonl, summary.json, sounds/} and run.json.
+
+    All features are in the table; the steered ones and those with the best evidence, `media_features` in all, get
+    exemplars. `about` adds lines to the page about the run, such as {"model": …, "music": …}. Raises `MusaeError` when
+    the folder holds no features.
+    """
+    run = Path(run)
+    folders = sorted(path.parent for path in run.glob("features/*/*/features.jsonl"))
+    if not folders:
+        raise MusaeError(f"{run} holds no features/<hook>/<sae>/features.jsonl; run `musae features` on it first")
+    labels = _labels(run)
+    steering = _steering(run)
+    truth = _optional(run / "validation" / "truth_table.jsonl", [])
+    with atomic_folder(run / "report") as out:
+        media = _Media(out, progress)
+        rows, exemplars, saes = [], {}, []
+        chosen = _choose(folders, labels, steering, media_features)
+        for folder in folders:
+            hook, sae = folder.parent.name, folder.name
+            saes.append(_quality(run, hook, sae))
+            found = _features(folder, hook, sae, labels)
+            rows += found
+            captions = {r["clip"]: r for r in _optional(folder / "clips.jsonl", [])}
+            maximum = {r["feature"]: r["maximum"] for r in found}
+            for exemplar in load_exemplars(folder) if (folder / "exemplars.jsonl").exists() else []:
+                key = (hook, sae, exemplar.feature)
+                note = captions.get(exemplar.clip)
+                if key in chosen and note is not None:
+                    shown = _exemplar(exemplar, maximum[exemplar.feature], media.clip(folder / note["file"]), note)
+                    exemplars.setdefault(_name(key), []).append(shown)
+        for key in [_key(r) for r in rows]:
+            for row in steering["rows"].get(key, []):
+                row["media"] = media.clip(run / "steering" / row.pop("sound"))
+        media.write()
+        data = {
+            "title": title or f"Concepts in {(about or {}).get('model', run.name)}",
+            "about": _about(run, about),
+            "threshold": THRESHOLD,
+            "saes": saes,
+            "features": rows,
+            "exemplars": exemplars,
+            "media": media.records,
+            "truth": truth,
+            "truthSummary": _optional(run / "validation" / "truth_summary.json", None),
+            "judge": _optional(run / "validation" / "judge.jsonl", []),
+            "steering": {_name(k): v for k, v in steering["rows"].items()},
+            "steeringSummary": steering["summary"],
+        }
+        (out / "index.html").write_text(_page(data), encoding="utf-8")
+    return run / "report" / "index.html"
+
+
+def _optional(path: Path, default: Any) -> Any:
+    if not path.exists():
+        return default
+    return read_json_lines(path) if path.suffix == ".jsonl" else read_json(path)
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return row["hook"], row["sae"], int(row["feature"])
+
+
+def _name(key: Key) -> str:
+    return "/".join(map(str, key))
+
+
+def _labels(run: Path) -> dict[Key, list[dict[str, Any]]]:
+    """Names of each feature, best evidence first; sources are kept apart."""
+    names: dict[Key, list[dict[str, Any]]] = {}
+    for row in _optional(run / "labels" / "labels.jsonl", []):
+        names.setdefault(_key(row), []).append(row)
+    for rows in names.values():
+        # the composer's truth before what is estimated from the signal, when both hold
+        rows.sort(key=lambda r: (r["confidence"] <= 0, r["source"] != "truth", -r["confidence"]))
+    return names
+
+
+def _steering(run: Path) -> dict[str, Any]:
+    rows: dict[Key, list[dict[str, Any]]] = {}
+    for row in _optional(run / "steering" / "effects.jsonl", []):
+        kept = ("condition", "strength", "prompt", "text", "sound", "judge", "descriptor", "activation")
+        rows.setdefault(_key(row), []).append({k: row.get(k) for k in kept})
+    return {"rows": rows, "summary": _optional(run / "steering" / "summary.json", None)}
+
+
+def _choose(folders: list[Path], labels: dict[Key, list[dict]], steering: dict[str, Any], count: int) -> set[Key]:
+    """The features that get sound: those that were steered, then the best-evidenced, then the filter's."""
+    candidates = []
+    for folder in folders:
+        for row in read_json_lines(folder / "features.jsonl"):
+            if row["density"] > 0:
+                key = (folder.parent.name, folder.name, row["feature"])
+                best = max((n["confidence"] for n in labels.get(key, [])), default=0.0)
+                candidates.append((key not in steering["rows"], -best, row["verdict"] != "kept", key))
+    return {key for *_, key in sorted(candidates)[:count]}
+
+
+def _features(folder: Path, hook: str, sae: str, labels: dict[Key, list[dict]]) -> list[dict[str, Any]]:
+    rows = []
+    for row in read_json_lines(folder / "features.jsonl"):
+        names = [
+            {"source": n["source"], "name": n["name"], "confidence": n["confidence"], **n["evidence"]}
+            for n in labels.get((hook, sae, row["feature"]), [])
+        ]
+        rows.append({"hook": hook, "sae": sae, **row, "names": names})
+    return rows
+
+
+def _quality(run: Path, hook: str, sae: str) -> dict[str, Any]:
+    folder = run / "sae" / hook
+    control = next((p for p in sorted(folder.glob(f"*{CONTROL}*/metrics.json")) if p.parent.name != sae), None)
+    kept = ("fvu", "fvu_within_positions", "l0", "dead_share", "l2_ratio", "relative_reconstruction_bias", "density")
+
+    def measures(path: Path | None) -> dict[str, Any] | None:
+        found = _optional(path, None) if path else None
+        return {k: found[k] for k in (*kept, "tokens", "held_out") if k in found} if found else None
+
+    curve = [
+        [r["step"], round(r["fvu"], 5)]
+        for r in _optional(folder / sae / "train.jsonl", [])
+        if isinstance(r.get("fvu"), int | float)
+    ]
+    step = max(1, len(curve) // 300)
+    return {
+        "hook": hook,
+        "sae": sae,
+        "metrics": measures(folder / sae / "metrics.json"),
+        "control": measures(control),
+        "training": curve[::step],
+    }
+
+
+def _exemplar(exemplar: Exemplar, maximum: float, media: int, note: Mapping[str, Any]) -> dict[str, Any]:
+    levels = np.clip(exemplar.curve / max(maximum, 1e-12) * 255, 0, 255).round().astype(np.uint8)
+    return {
+        "clip": exemplar.clip,
+        "caption": note.get("caption"),
+        "half": exemplar.half,
+        "rank": exemplar.rank,
+        "mean": round(exemplar.mean / max(maximum, 1e-12), 4),
+        "peak": round(exemplar.maximum / max(maximum, 1e-12), 4),
+        "curve": base64.b64encode(levels.tobytes()).decode(),
+        "media": media,
+    }
+
+
+class _Media:
+    """Sounds and their pictures, each written once however many features show it."""
+
+    def __init__(self, out: Path, progress: Callable[[int, int, str], None] | None):
+        self.out, self.progress = out, progress
+        self.places: dict[Path, int] = {}
+        self.records: list[dict[str, Any]] = []
+
+    def clip(self, source: Path) -> int:
+        if source not in self.places:
+            if not source.exists():
+                raise MusaeError(f"{source} is missing, but the features or effects name it; run that stage again")
+            self.places[source] = len(self.records)
+            name = f"media/{len(self.records):04d}"
+            seconds = round(soundfile.info(source).duration, 3)
+            self.records.append({"sound": name + source.suffix, "mel": name + ".png", "seconds": seconds})
+        return self.places[source]
+
+    def write(self) -> None:
+        (self.out / "media").mkdir(exist_ok=True)
+        for done, (source, record) in enumerate(zip(self.places, self.records), start=1):
+            shutil.copyfile(source, self.out / record["sound"])
+            audio = read_audio(source, RATE)
+            write_picture(self.out / record["mel"], audio, max(1, round(record["seconds"] * RATE / HOP)))
+            if self.progress:
+                self.progress(done, len(self.records), "sounds")
+
+
+def _about(run: Path, about: Mapping[str, Any] | None) -> list[list[str]]:
+    """Lines for the page about the run: what the caller says, then run.json, nested keys joined by dots."""
+    lines = [[str(k), str(v)] for k, v in (about or {}).items()]
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            lines.append([prefix, value if isinstance(value, str) else json.dumps(value)])
+
+    walk("", _optional(run / "run.json", {}))
+    return [*lines, ["report written", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")]]
+
+
+def _page(data: Mapping[str, Any]) -> str:
+    static = files("musae_jax.explorer") / "static"
+    page, style, script = (
+        (static / name).read_text(encoding="utf-8") for name in ("template.html", "report.css", "report.js")
+    )
+    # "<" cannot end the script element early, and the line separators are not allowed in a script
+    payload = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    for slot, text in (("title", html.escape(str(data["title"]))), ("style", style), ("script", script), ("data", payload)):
+        if page.count("{{" + slot + "}}") < 1:
+            raise ValueError(f"template.html has no slot {slot}")
+        page = page.replace("{{" + slot + "}}", text)
+    return page

@@ -1,0 +1,47 @@
+"""What several rooms' tests share: a tiny MusicGen with the pocket's shape of things and random weights."""
+
+import jax
+import pytest
+
+from musae_jax.models.checkpoints import save_musicgen
+from musae_jax.models.decoder import DecoderConfig
+from musae_jax.models.encodec import EncodecConfig
+from musae_jax.models.musicgen import MusicGenConfig, random_musicgen
+from musae_jax.models.t5 import T5Config
+from musae_jax.pocket.tokenizer import VOCABULARY_SIZE, build_tokenizer
+
+TINY = MusicGenConfig(
+    text=T5Config(vocab_size=VOCABULARY_SIZE, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2),
+    audio=EncodecConfig(
+        target_bandwidths=(0.4,),  # two codebooks of 4 bits
+        sampling_rate=16_000,
+        hidden_size=8,
+        num_filters=2,
+        upsampling_ratios=(8, 5, 4, 2),
+        use_causal_conv=False,
+        num_lstm_layers=1,
+        use_conv_shortcut=False,
+        codebook_size=16,
+    ),
+    decoder=DecoderConfig(
+        vocab_size=16, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32, num_codebooks=2,
+        pad_token_id=16, bos_token_id=16,
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> MusicGenConfig:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_musicgen():
+    return random_musicgen(TINY, jax.random.key(0), build_tokenizer(500))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, tiny_musicgen):
+    folder = tmp_path_factory.mktemp("tiny")
+    save_musicgen(folder, tiny_musicgen)
+    return folder

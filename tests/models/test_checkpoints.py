@@ -1,0 +1,242 @@
+"""Folders written by transformers and by us, and the ways in which a folder can be wrong."""
+
+import json
+import pickle
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from safetensors.numpy import load_file, save_file
+
+from musae_jax.errors import MusaeError
+from musae_jax.models.checkpoints import CONFIG, INDEX, WEIGHTS, load_musicgen, save_musicgen
+from musae_jax.models.musicgen import encode_text, forward
+
+IDS = np.array([[5, 9, 3, 22, 8, 41, 7, 1], [12, 30, 1, 0, 0, 0, 0, 0]])
+
+
+def torch_load(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import MusicgenForConditionalGeneration
+
+        return MusicgenForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+
+
+def assert_same(mg, other):
+    """Equal bit for bit; the codec's folded weight norm may differ by a rounding."""
+    assert mg.config == other.config
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-7), mg.params["audio"], other.params["audio"])
+    rest, other_rest = ({name: tree for name, tree in p.items() if name != "audio"} for p in (mg.params, other.params))
+    jax.tree.map(np.testing.assert_array_equal, rest, other_rest)
+
+
+def word_tokenizer():
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, "slow": 3, "piano": 4, "drums": 5}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("size", ["even", "odd", "stereo"])
+def test_saved_by_us_read_by_transformers_and_by_us(pair, tmp_path, size):
+    mg = pair(size).ours
+    save_musicgen(tmp_path / "saved", mg.replace(tokenizer=word_tokenizer()))
+    model, info = torch_load(tmp_path / "saved")
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    c = mg.config.decoder
+    columns = np.random.default_rng(0).integers(0, c.vocab_size + 1, (2, c.num_codebooks, 9))
+    ids = torch.tensor(IDS)
+    with torch.no_grad():
+        theirs = model(
+            input_ids=ids, attention_mask=ids != 0, decoder_input_ids=torch.tensor(columns).reshape(-1, 9)
+        ).logits  # fmt: skip
+    ours = forward(mg.config, mg.params, columns, encode_text(mg, IDS), delayed=True).logits
+    np.testing.assert_allclose(ours, theirs.reshape(ours.shape), atol=1e-4 * theirs.abs().max().item())
+
+    again = load_musicgen(tmp_path / "saved")
+    save_musicgen(tmp_path / "again", again)
+    assert_same(mg, again)
+    assert_same(again, load_musicgen(tmp_path / "again"))
+    np.testing.assert_array_equal(
+        encode_text(again, ["slow piano", "drums"]).mask[:, :4], [[1, 1, 1, 0], [1, 1, 0, 0]]
+    )
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert theirs(["slow piano"])["input_ids"] == [[3, 4, 1]] and theirs.pad_token_id == 0
+
+
+def test_half_precision_file_and_parameters(pair, tmp_path):
+    mg = pair("even").ours
+    save_musicgen(tmp_path / "half", mg, dtype="float16")
+    assert (tmp_path / "half" / WEIGHTS).stat().st_size < 0.6 * (pair("even").folder / WEIGHTS).stat().st_size
+    half = load_musicgen(tmp_path / "half")
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {np.dtype("float32")}
+    low = load_musicgen(tmp_path / "half", dtype="bfloat16")
+    codes = np.zeros((1, 4, 8), int)
+    exact = forward(mg.config, mg.params, codes).logits
+    np.testing.assert_allclose(forward(half.config, half.params, codes).logits, exact, atol=0.02)
+    np.testing.assert_allclose(forward(low.config, low.params, codes).logits.astype(np.float32), exact, atol=0.4)
+
+
+def test_shards(pair, tmp_path):
+    """Shards of ours and of transformers, and a shard that is gone."""
+    mg, model = pair("odd").ours, pair("odd").theirs
+    save_musicgen(tmp_path / "ours", mg, shard_bytes=60_000)
+    assert len(list((tmp_path / "ours").glob("model-0*.safetensors"))) > 2
+    assert_same(mg, load_musicgen(tmp_path / "ours"))
+    torch_load(tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="60KB")
+    assert (tmp_path / "theirs" / INDEX).is_file()
+    assert_same(mg, load_musicgen(tmp_path / "theirs"))
+    gone = sorted((tmp_path / "ours").glob("model-0*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(MusaeError, match=f"{gone.name} is missing"):
+        load_musicgen(tmp_path / "ours")
+    # Writing one file over the shards leaves a folder that loads.
+    save_musicgen(tmp_path / "ours", mg)
+    load_musicgen(tmp_path / "ours")
+
+
+@pytest.fixture
+def broken(pair, tmp_path):
+    """A copy of a good folder, its tensors and its config, and a way to write them back."""
+    folder = tmp_path / "model"
+    shutil.copytree(pair("odd").folder, folder)
+    tensors, config = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+
+    def load():
+        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(config))
+        return load_musicgen(folder)
+
+    return folder, tensors, config, load
+
+
+def test_older_names_are_known(pair, broken):
+    _, tensors, config, load = broken
+    for key in list(tensors):
+        if "parametrizations" in key:
+            new = key.replace("parametrizations.weight.original0", "weight_g")
+            tensors[new.replace("parametrizations.weight.original1", "weight_v")] = tensors.pop(key)
+    tensors["text_encoder.encoder.embed_tokens.weight"] = tensors.pop("text_encoder.shared.weight")
+    tensors["decoder.model.decoder.embed_positions.weights"] = np.zeros((2048, 39), np.float32)
+    config["torch_dtype"] = config["decoder"]["torch_dtype"] = "float32"
+    config["text_encoder"] |= {"output_past": True, "n_positions": 512, "task_specific_params": {"a": 1}}
+    assert_same(pair("odd").ours, load())
+
+
+def test_every_problem_is_listed_at_once(broken):
+    _, tensors, _, load = broken
+    del tensors["decoder.lm_heads.1.weight"]
+    del tensors["audio_encoder.decoder.layers.0.conv.bias"]
+    tensors["enc_to_dec_proj.weight"] = tensors["enc_to_dec_proj.weight"].T.copy()
+    tensors["decoder.model.decoder.layers.5.fc1.weight"] = np.zeros((70, 39), np.float32)
+    tensors["decoder.model.decoder.layers.2.fc1.weight"][3, 4] = np.nan
+    with pytest.raises(MusaeError) as error:
+        load()
+    message = str(error.value)
+    for words in (
+        "tensor decoder.lm_heads.1.weight is missing (expected shape (32, 39))",
+        "audio_encoder.decoder.layers.0.conv.bias is missing",
+        "tensor enc_to_dec_proj.weight has shape (20, 39), expected (39, 20)",
+        "tensor decoder.model.decoder.layers.5.fc1.weight has no place",
+        "layers.2.fc1.weight has values that are not finite",
+        "(5 found)",
+    ):
+        assert words in message
+    assert "\n" not in message
+
+
+def test_unknown_config_attributes_are_refused_by_name(broken):
+    _, _, config, load = broken
+    config["decoder"]["rotary_base"] = 10000
+    config["decoder"]["scale_embedding"] = True
+    config["text_encoder"]["mixture"] = 4
+    config["conditioner"] = {}
+    with pytest.raises(MusaeError) as error:
+        load()
+    for words in ("decoder.rotary_base", "decoder.scale_embedding is True", "text_encoder.mixture", "conditioner is an"):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": 40}, "hidden_size 40 is not a multiple of 3 heads"),
+        ({"num_codebooks": 4}, "num_codebooks is 4 while the codec gives 3"),
+        ({"vocab_size": 64, "pad_token_id": 64}, "vocab_size is 64 while the codec has 32"),
+        ({"activation_function": "mish"}, "'mish'"),
+        ({"num_hidden_layers": "five"}, "'five'"),
+    ],
+)
+def test_configs_that_contradict_themselves(broken, change, words):
+    _, _, config, load = broken
+    config["decoder"] |= change
+    with pytest.raises(MusaeError, match=words):
+        load()
+
+
+@pytest.mark.parametrize("kind", ["bert", "musicgen_melody", None])
+def test_another_model_is_refused(broken, kind):
+    _, _, config, load = broken
+    config["model_type"] = kind
+    with pytest.raises(MusaeError, match=f"of type {kind!r}, but a 'musicgen' is expected"):
+        load()
+
+
+def test_files_that_are_not_what_they_should_be(broken, tmp_path):
+    folder, _, _, load = broken
+    load()
+    whole = (folder / WEIGHTS).read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not safetensors at all", whole[:7] + b"\xff" + whole[8:]):
+        (folder / WEIGHTS).write_bytes(content)
+        with pytest.raises(MusaeError, match="not a complete safetensors file"):
+            load_musicgen(folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(MusaeError, match="has neither"):
+        load_musicgen(folder)
+
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(MusaeError, match=r"pytorch_model.bin is pickled"):
+        load_musicgen(folder)
+    assert not (tmp_path / "sprung").exists()
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
+    with pytest.raises(MusaeError, match="outside its folder"):
+        load_musicgen(folder)
+    (folder / CONFIG).write_text("{")
+    with pytest.raises(MusaeError, match="not readable JSON"):
+        load_musicgen(folder)
+    (folder / CONFIG).unlink()
+    with pytest.raises(MusaeError, match=r"config.json is missing"):
+        load_musicgen(folder)
+    with pytest.raises(MusaeError, match="there is no folder"):
+        load_musicgen(tmp_path / "nothing")
+    with pytest.raises(MusaeError, match="is a file"):
+        load_musicgen(tmp_path / "model" / "pytorch_model.bin")
+
+
+def test_a_broken_tokenizer_is_named(broken):
+    folder, _, _, load = broken
+    assert load().tokenizer is None
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(MusaeError, match=r"tokenizer.json cannot be read"):
+        load()
+
+
+def test_a_hub_id_that_cannot_be_fetched(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MusaeError, match=r"nobody/no-such-musicgen is no local folder and could not be fetched"):
+        load_musicgen("nobody/no-such-musicgen")

@@ -1,0 +1,116 @@
+"""Training the pocket: the losses are what they say, they fall, and a killed run ends as an unbroken one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musae_jax.pocket import codec, lm
+from musae_jax.pocket.corpus import ROLL, composition, open_bank, roll
+from musae_jax.pocket.spectral import log_mel_distance, si_sdr
+from musae_jax.pocket.tokenizer import VOCABULARY_SIZE, build_tokenizer
+
+TRAINING = codec.CodecTraining(steps=6, continuous_steps=3, batch_size=2, crop_frames=16, learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    return open_bank(tmp_path_factory.mktemp("bank"), 4, 1, 2.0, 16_000)
+
+
+def test_the_bank_holds_the_composers_music(bank):
+    assert bank.audio.shape == (4, 32_000) and bank.roll.shape == (4, 100, ROLL)
+    assert np.array_equal(bank.roll[2], roll(composition(1, 2, 2.0)))
+    assert np.abs(bank.audio).max() > 300
+
+
+def test_spectral_measures_by_known_cases():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 8000)).astype(np.float32) * 0.1
+    assert np.all(np.asarray(si_sdr(x, x)) > 60)
+    noisy = x + rng.normal(size=x.shape).astype(np.float32) * 0.1 / np.sqrt(10)
+    assert np.allclose(si_sdr(noisy, x), 10, atol=0.5)  # noise 10 dB below
+    assert np.allclose(si_sdr(3 * noisy, x), si_sdr(noisy, x), atol=0.01)  # whatever the scale
+    assert np.allclose(log_mel_distance(x, x, 16_000), 0)
+    assert np.allclose(log_mel_distance(20 * x, 10 * x, 16_000), 6.02, atol=0.1)  # twice as loud
+
+
+def test_kmeans_finds_planted_centres():
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(4, 3)) * 10
+    points = jnp.asarray((centres[rng.integers(4, size=400)] + rng.normal(size=(400, 3)) * 0.1), jnp.float32)
+    found = codec._kmeans(points, jax.random.key(3), 16)
+    distance = np.linalg.norm(centres[:, None] - np.asarray(found)[None], axis=-1).min(1)
+    assert np.all(distance < 0.2)
+
+
+def test_codebooks_are_running_means_and_dead_codes_move():
+    training = dataclasses.replace(TRAINING, codebook_decay=0.5, dead_below=0.1)
+    codebooks = jnp.array([[[0.0], [10.0]]])  # K 1, V 2, D 1
+    counts = jnp.array([[4.0, 0.001]])
+    codes = jnp.zeros((1, 1, 4), jnp.int32)  # all choose code 0
+    seen = jnp.full((1, 4, 1), 2.0)
+    books, now = codec._update_codebooks(codebooks, counts, codes, seen, jax.random.key(0), training)
+    assert books[0, 0, 0] == pytest.approx(1.0)  # half old mean 0, half new mean 2
+    assert books[0, 1, 0] == pytest.approx(2.0)  # the unused code moved to something seen
+    assert now[0, 0] == pytest.approx(4.0)
+
+
+def test_a_killed_codec_training_ends_as_an_unbroken_one(tiny_config, bank, tmp_path):
+    config, rows = tiny_config.audio, []
+    whole = codec.train_codec(config, TRAINING, bank, bank, tmp_path / "whole", rows.append, save_every=2)
+    assert {"si_sdr_quantised", "log_mel_db_continuous", "used_1"} <= set(rows[-1]["held_out"])
+
+    def die(done, total, unit):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        codec.train_codec(config, TRAINING, bank, bank, tmp_path / "cut", rows.append, die, save_every=2)
+    again = codec.train_codec(config, TRAINING, bank, bank, tmp_path / "cut", rows.append, save_every=2)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again)):
+        assert np.array_equal(a, b)
+    codes = codec.encode_bank(again, config, bank, tmp_path / "codes.npy")
+    assert codes.shape == (4, 2, 100) and codes.max() < 16
+
+
+def test_the_captions_words_are_all_known():
+    tokenizer = build_tokenizer(3000)
+    assert tokenizer.get_vocab_size() <= VOCABULARY_SIZE
+    encoded = tokenizer.encode("Slow FLUTE solo in D minor, without drums")
+    assert "<unk>" not in encoded.tokens and "flute" in encoded.tokens
+    assert "<unk>" in tokenizer.encode("theremin").tokens
+
+
+def test_baselines_by_a_known_chain():
+    rng = np.random.default_rng(2)
+    steps = np.cumsum(rng.integers(1, 3, size=(8, 1, 4000)), -1) % 16  # each code has two equally likely followers
+    found = lm.baselines(steps[:6], steps[6:], 16)
+    assert found["unigram"][0] == pytest.approx(np.log(16), abs=0.02)
+    assert found["bigram"][0] == pytest.approx(np.log(2), abs=0.02)
+
+
+def test_the_language_model_learns_a_rule_and_resumes(tiny_config, tmp_path):
+    steps = np.arange(100)[None, None, :] * np.array([1, 3])[None, :, None]
+    codes = (steps + np.arange(8)[:, None, None]) % 16  # codebooks count up by 1 and 3
+    ids = np.full((8, lm.CAPTIONS, 4), 3, np.int32)
+    mask = np.ones_like(ids)
+    training = lm.LanguageModelTraining(steps=60, batch_size=4, learning_rate=1e-2, warmup=10)
+    rows = []
+    args = (tiny_config, training, codes, (ids, mask), (codes, ids, mask))
+    whole = lm.train_language_model(*args, tmp_path / "whole", rows.append, save_every=25)
+    last = rows[-1]["held_out"]
+    assert max(last["with_text"]) < 0.7 * np.log(16)
+    assert last["without_text"][0] < 0.7 * np.log(16)
+
+    def die(done, total, unit):
+        if done == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lm.train_language_model(*args, tmp_path / "cut", rows.append, die, save_every=25)
+    again = lm.train_language_model(*args, tmp_path / "cut", rows.append, save_every=25)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again)):
+        assert np.array_equal(a, b)
