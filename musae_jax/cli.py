@@ -42,7 +42,7 @@ class StageFlags:
 class GenerateFlags:
     """From a prompt to sound."""
 
-    prompt: str
+    prompt: tyro.conf.Positional[str]
     """What to play, such as "slow flute solo in D minor"; empty: unconditional."""
     out: Path
     """The sound file to write: wav, flac or ogg."""
@@ -64,7 +64,7 @@ class GenerateFlags:
 class InfoFlags:
     """What a checkpoint, activation store, SAE or run folder is."""
 
-    path: str
+    path: tyro.conf.Positional[str]
     """A folder, or a model's name."""
 
 

@@ -1,0 +1,154 @@
+"""A small run folder with everything a report shows, made of rendered notes; no model is involved."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+
+from musae_jax.audio.io import write_audio
+from musae_jax.features.activity import Activity
+from musae_jax.features.exemplars import find_exemplars, save_clips, save_exemplars
+from musae_jax.features.statistics import feature_statistics, save_statistics
+from musae_jax.files import write_json, write_json_lines
+from musae_jax.labels.descriptors import describe_clips, name_by_descriptors
+from musae_jax.labels.naming import Concept, Truth
+from musae_jax.labels.truth import measure_truth, name_by_truth, summarise_table, truth_table
+from musae_jax.steering.effects import Target, summarise
+
+RATE, HOOK, SAE = 16000, "blocks.2.resid_post", "main"
+VOICES = {"flute": (1, 0.1, 0.02), "organ": (1, 0.8, 0.6, 0.5), "piano": (1, 0.5, 0.3, 0.2, 0.1), "synth": (1, 0, 0.33, 0, 0.2)}
+CONCEPTS = (
+    *(Concept(f"instrument: {v}", "instrument") for v in VOICES),
+    Concept("drums: any", "drums"),
+    Concept("tempo: fast", "tempo"),
+    Concept("register: high", "register"),
+    Concept("mode: minor", "mode"),
+    Concept("percussion: snare", "percussion", "frame"),
+    Concept("melody: onset", "melody", "frame"),
+    Concept("metre: five four", "metre"),
+)
+
+
+def play(rng, seconds):
+    """One clip: audio [S], truth bool [T, C] and a caption."""
+    frames = round(seconds * 50)
+    voice = rng.choice(list(VOICES))
+    drums, fast, high, minor = rng.random(4) < (0.5, 0.4, 0.35, 0.5)
+    truth = np.zeros((frames, len(CONCEPTS)), bool)
+    truth[:, list(VOICES).index(voice)] = True
+    truth[:, 4:8] = [drums, fast, high, minor]
+    audio = np.zeros(round(seconds * RATE))
+    length = 16 if fast else 28  # frames a note
+    scale = (0, 2, 3, 5, 7, 8, 10) if minor else (0, 2, 4, 5, 7, 9, 11)
+    for start in range(0, frames, length):
+        time = np.arange(length * 320) / RATE
+        pitch = 440 * 2 ** ((rng.choice(scale) + (12 if high else -9)) / 12)
+        note = sum(a * np.sin(2 * np.pi * pitch * (h + 1) * time) for h, a in enumerate(VOICES[voice]))
+        envelope = np.exp(-time * (4 if voice == "piano" else 0.4)) * np.minimum(1, time * 40)
+        part = audio[start * 320 : start * 320 + len(time)]
+        part += (0.16 * note * envelope)[: len(part)]
+        truth[start : start + 2, 9] = True
+        if drums and (start // length) % 2:
+            hit = audio[start * 320 : start * 320 + 2400]
+            hit += (0.3 * rng.normal(size=2400) * np.exp(-np.arange(2400) / 500))[: len(hit)]
+            truth[start : start + 5, 8] = True
+    words = ("fast" if fast else "slow", voice, "with drums" if drums else "without drums", "minor" if minor else "major")
+    return audio.astype(np.float32), truth, " ".join(words)
+
+
+def activities(rng, truth, features, noise):
+    """Features that tell of the concepts, each as well as `noise` lets it, then features of nothing. [n, T, F]"""
+    clips, frames, concepts = truth.shape
+    values = np.zeros((clips, frames, features), np.float32)
+    for f in range(features):
+        burst = rng.random((clips, frames)) < rng.choice([0.002, 0.01, 0.05])
+        if f % 5 == 4:
+            burst &= (rng.random(clips) < 0.15)[:, None]  # rare enough for the filter
+        shape = np.exp(-np.arange(12) / 4)
+        values[:, :, f] = np.apply_along_axis(lambda r: np.convolve(r, shape)[:frames], 1, burst * rng.random((clips, frames)))
+        if f < 3 * concepts:
+            knows = rng.random(clips) < 0.95 - noise * (f // concepts) - noise
+            drift = 0.55 + 0.45 * np.sin(np.linspace(0, rng.uniform(4, 20), frames) + rng.uniform(0, 6, (clips, 1)))
+            values[:, :, f] *= 0.3
+            values[:, :, f] += truth[:, :, f % concepts] * knows[:, None] * drift * rng.uniform(0.6, 3)
+    values[:, :, -features // 12 :] = 0  # dead
+    values[values < 0.12] = 0
+    return values[:, :, rng.permutation(features)]
+
+
+def make_run(run, clips=60, features=120, seconds=8.0, seed=0, truth=True):
+    """Writes the files of a finished run to `run` and returns it."""
+    run, rng = Path(run), np.random.default_rng(seed)
+    ids = tuple(f"000-{n:05d}" for n in range(clips))
+    played = [play(rng, seconds) for _ in ids]
+    audio = {i: p[0] for i, p in zip(ids, played)}
+    known = Truth(ids, CONCEPTS, np.stack([p[1] for p in played]))
+    halves = {c: "label" if n % 2 else "score" for n, c in enumerate(ids)}
+    frames = known.active.shape[1]
+
+    def dictionary(noise, count):
+        return Activity(ids, frames, scipy.sparse.csr_array(activities(rng, known.active, count, noise).reshape(-1, count)))
+
+    activity = dictionary(0.08, features)
+    folder = run / "features" / HOOK / SAE
+    statistics = feature_statistics(activity)
+    save_statistics(folder, statistics)
+    found = find_exemplars(activity, halves, count=4, held_out=2)
+    save_exemplars(folder, found)
+    captions = {i: p[2] for i, p in zip(ids, played)} if truth else None
+    save_clips(folder, (e.clip for e in found), audio.__getitem__, RATE, captions)
+
+    labels = name_by_descriptors(activity, describe_clips(ids, audio.__getitem__, RATE), halves, HOOK, SAE)
+    if truth:
+        neuron = dictionary(0.16, 24)
+        neuron = Activity(ids, frames, neuron.values.todense() + rng.normal(size=neuron.values.shape) * 0.2)
+        scores = measure_truth({"sae": activity, "neuron": neuron, "random_weights": dictionary(0.4, 60)}, known, halves)
+        labels = name_by_truth(scores["sae"], known, HOOK, SAE) + labels
+        table = truth_table(scores, known)
+        write_json_lines(run / "validation" / "truth_table.jsonl", table)
+        write_json(run / "validation" / "truth_summary.json", summarise_table(table, list(scores)))
+        row = {"accuracy": 0.93, "balanced_accuracy": 0.9, "auroc": 0.96, "base_rate": 0.25, "softmax": True}
+        write_json_lines(run / "validation" / "judge.jsonl", [{"concept": c.name, **row} for c in CONCEPTS if c.level == "clip"])
+        steer(run / "steering", rng, labels)
+    write_json_lines(run / "labels" / "labels.jsonl", labels)
+
+    quality = {"fvu": 0.214, "fvu_within_positions": 0.262, "l0": 31.8, "dead_share": 0.083, "l2_ratio": 0.94}
+    control = {"fvu": 0.378, "fvu_within_positions": 0.41, "l0": 32.1, "dead_share": 0.31, "l2_ratio": 0.9}
+    write_json(run / "sae" / HOOK / SAE / "metrics.json", quality)
+    write_json(run / "sae" / HOOK / "random-weights" / "metrics.json", control)
+    steps = range(20, 2001, 20)
+    write_json_lines(run / "sae" / HOOK / SAE / "train.jsonl", [{"step": s, "fvu": 0.2 + 0.8 * np.exp(-s / 250)} for s in steps])
+    write_json(run / "run.json", {"config": {"layers": [2], "seed": seed, "seconds": seconds}, "versions": {"jax": "0.10.2"}})
+    return run
+
+
+def steer(out, rng, labels):
+    """Effects of two features: sounds that differ, with measures that go with them."""
+    best = sorted((r for r in labels if r["source"] == "truth"), key=lambda r: -r["confidence"])
+    best = [best[0], next(r for r in best if r["name"] != best[0]["name"])]
+    targets = [Target(r["feature"], r["name"], r["name"], "brightness") for r in best]
+    prompts = ("a slow melody", "fast piano with drums", "simple tune in a minor key")
+    rows = []
+    for target in targets:
+        for prompt, text in enumerate(prompts):
+            for condition, strength, gain in (("unsteered", 0.0, 0.0), ("steered", 0.5, 0.3), ("random", 0.5, 0.02), ("steered", 1.0, 0.6), ("random", 1.0, 0.04)):
+                where = "unsteered" if condition == "unsteered" else f"f{target.feature}-{condition}-{strength:g}"
+                sound = f"sounds/{where}-p{prompt}.ogg"
+                if not (out / sound).exists():
+                    write_audio(out / sound, play(rng, 4.0)[0], RATE)
+                level = float(np.clip(0.15 + gain + 0.08 * rng.normal(), 0, 1))
+                rows.append({
+                    "hook": HOOK, "sae": SAE, "feature": target.feature, "name": target.name, "condition": condition,
+                    "strength": strength, "prompt": prompt, "text": text, "sound": sound, "judge": level,
+                    "descriptor": 900 + 800 * level, "activation": level * 0.2,
+                })  # fmt: skip
+    write_json_lines(out / "effects.jsonl", rows)
+    write_json(out / "summary.json", summarise(rows, targets))
+
+
+if __name__ == "__main__":
+    from musae_jax.explorer.report import write_report
+
+    folder = make_run(sys.argv[1], *map(int, sys.argv[2:]))
+    print(write_report(folder, "Concepts in the pocket model", {"model": "pocket", "music": "60 composed clips of 8 s"}))

@@ -1,0 +1,98 @@
+"""The road on a tiny model: every stage writes what it should, and a killed run ends with the files of an unbroken one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from musae_jax import cli
+from musae_jax.run import STAGES
+
+FLAGS = (
+    "--compose.clips", "12", "--compose.seconds", "2", "--train.steps", "30", "--train.d-sae", "64", "--train.k", "8",
+    "--train.batch-size", "128", "--label.permutations", "5", "--features.maximum-share", "1.0",
+    "--steer.features", "1", "--steer.clips", "2", "--steer.seconds", "1",
+)  # fmt: skip
+
+
+def road(out: Path, model: Path) -> list[str]:
+    return ["run", "--out", str(out), "--model", str(model), *FLAGS]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a run made, but for its clock and the checkpoints that only a resume reads."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {name: data for name, data in found.items() if name != "run.json" and "checkpoints" not in name}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_folder):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert cli.main(road(out, tiny_folder)) == 0
+    return out
+
+
+def test_every_stage_leaves_its_files(whole):
+    record = json.loads((whole / "run.json").read_text())
+    assert record["state"] == "finished" and list(record["stages"]) == list(STAGES)
+    made = files(whole)
+    hook, sae = "blocks.1.resid_post", "batchtopk-64-k8"
+    for name in (
+        "music/manifest.jsonl",
+        f"activations/{hook}/metadata.json",
+        f"control/activations/{hook}/metadata.json",
+        f"sae/{hook}/{sae}/sae_weights.safetensors",
+        f"sae/{hook}/{sae}/metrics.json",
+        f"control/sae/{hook}/{sae}/metrics.json",
+        f"features/{hook}/{sae}/features.jsonl",
+        f"features/{hook}/{sae}/statistics.safetensors",
+        "labels/labels.jsonl",
+        "labels/truth_table.json",
+    ):
+        assert name in made, name
+    rows = json.loads(made["labels/truth_table.json"])[hook]["rows"]
+    assert {"concept", "sae_auroc", "neuron_auroc", "random_weights_auroc"} <= set(rows[0])
+
+
+def test_a_finished_run_is_left_alone_and_another_config_refused(whole, tiny_folder, capsys):
+    before = files(whole)
+    assert cli.main(road(whole, tiny_folder)) == 0
+    assert files(whole) == before
+    assert cli.main([*road(whole, tiny_folder), "--train.k", "9"]) == 2
+    assert "another train" in capsys.readouterr().err
+    assert files(whole) == before
+
+
+def test_a_stage_verb_works_on_a_run(whole, capsys):
+    before = files(whole)
+    assert cli.main(["label", "--run", str(whole)]) == 0
+    assert files(whole) == before
+    capsys.readouterr()
+    assert cli.main(["label", "--run", str(whole / "nothing")]) == 2
+    assert "run.json is missing" in capsys.readouterr().err.replace("\n", "")
+
+
+def _kill_when(out: Path, model: Path, seen) -> None:
+    """Starts the road in a process of its own and kills it as soon as `seen()`."""
+    process = subprocess.Popen([sys.executable, "-m", "musae_jax.cli", *road(out, model)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not seen() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["music/audio/000-00005.flac", "activations", "sae", "features", "labels"])
+def test_killed_at_any_moment_it_ends_with_the_same_files(whole, tiny_folder, tmp_path, moment):
+    out = tmp_path / "run"
+    _kill_when(out, tiny_folder, lambda: (out / moment).exists())
+    assert cli.main(road(out, tiny_folder)) == 0
+    expected, found = files(whole), files(out)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
