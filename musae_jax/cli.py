@@ -101,7 +101,7 @@ def run_verb(config: RunConfig) -> str:
         with progress_bar(stage, console) as progress:
             seconds = run_stage(run, stage, progress)
         console.print(f"{stage:<10} {seconds:.1f} s")
-    return str(run.folder)
+    return f"The report: {(run.folder / 'report' / 'index.html').absolute()}"
 
 
 def stage_verb(stage: str) -> Callable[[StageFlags], str]:
@@ -203,6 +203,8 @@ VERBS = {
     "train": Verb(StageFlags, stage_verb("train"), "store to sparse autoencoder"),
     "features": Verb(StageFlags, stage_verb("features"), "statistics and exemplars"),
     "label": Verb(StageFlags, stage_verb("label"), "names for features"),
+    "steer": Verb(StageFlags, stage_verb("steer"), "steer the best-named features, measured against controls"),
+    "export": Verb(StageFlags, stage_verb("report"), "the report as a static folder"),
     "generate": Verb(GenerateFlags, generate_verb, "prompt to sound"),
     "info": Verb(InfoFlags, info_verb, "what a checkpoint, store, SAE or run is"),
     "doctor": Verb(DoctorFlags, doctor_verb, "versions, devices, what is missing"),

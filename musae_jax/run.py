@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -16,24 +16,28 @@ import numpy as np
 
 from musae_jax.activations.harvest import harvest, hook_name
 from musae_jax.activations.store import Store, open_store
-from musae_jax.audio.clips import ClipSource, load_clip, load_truth, open_clips, split_tracks
+from musae_jax.audio.clips import Clip, ClipSource, load_clip, load_truth, open_clips, split_tracks
 from musae_jax.compose.dataset import write_dataset
 from musae_jax.config import RunConfig, from_record, to_record
 from musae_jax.errors import MusaeError
+from musae_jax.explorer.report import write_report
 from musae_jax.features.activity import Activity, neuron_activity, sae_activity
 from musae_jax.features.exemplars import find_exemplars, save_clips, save_exemplars
 from musae_jax.features.statistics import FilterConfig, feature_statistics, load_statistics, save_statistics
-from musae_jax.files import read_json, write_json, write_json_lines
+from musae_jax.files import read_json, read_json_lines, write_json, write_json_lines
 from musae_jax.labels.descriptors import describe_clips, name_by_descriptors
+from musae_jax.labels.naming import Truth
 from musae_jax.labels.truth import gather_truth, measure_truth, name_by_truth, summarise_table, truth_table
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.musicgen import MusicGen, random_musicgen
 from musae_jax.sae.batch_topk import BatchTopKConfig
 from musae_jax.sae.formats import load_sae, save_maximum
 from musae_jax.sae.train import train_sae
+from musae_jax.steering.effects import EffectsConfig, choose_targets, measure_effects
+from musae_jax.validation.judge import fit_judge, judge_rows
 
 Progress = Callable[[int, int, str], None]
-CONTROL = "control"  # folder of everything made from the random-weights model
+CONTROL = "random-weights"  # ends the name of everything made from the same architecture untrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +70,32 @@ class Run:
         return f"batchtopk-{self.config.train.d_sae}-k{self.config.train.k}"
 
     def sae_folder(self, layer: int, control: bool = False) -> Path:
-        return self.base(control) / "sae" / hook_name(layer) / self.name
+        return self.folder / "sae" / hook_name(layer) / (f"{self.name}-{CONTROL}" if control else self.name)
+
+    def activations(self, control: bool = False) -> Path:
+        return self.folder / (f"activations-{CONTROL}" if control else "activations")
 
     def store(self, layer: int, control: bool = False) -> Store:
-        return open_store(self.base(control) / "activations" / hook_name(layer))
+        return open_store(self.activations(control) / hook_name(layer))
+
+    def audio(self, clip: str) -> np.ndarray:
+        """Sound [S] of a clip at the model's rate."""
+        return load_clip(self._by_id[clip], self.model.config.sampling_rate, self.config.compose.seconds)
+
+    @functools.cached_property
+    def _by_id(self) -> dict[str, Clip]:
+        return {clip.id: clip for clip in self.clips.clips}
+
+    @functools.cached_property
+    def tracks(self) -> dict[str, str]:
+        return {clip.id: clip.track for clip in self.clips.clips}
+
+    def truth(self, clips: Sequence[str], frames: int) -> Truth:
+        """The composer's truth of these clips."""
+        return gather_truth(clips, self.clips.concepts, lambda id: load_truth(self._by_id[id]), frames)
 
     def features_folder(self, layer: int) -> Path:
         return self.folder / "features" / hook_name(layer) / self.name
-
-    def base(self, control: bool) -> Path:
-        return self.folder / CONTROL if control else self.folder
 
 
 def compose_stage(run: Run, progress: Progress | None = None) -> None:
@@ -97,12 +117,11 @@ def harvest_stage(run: Run, progress: Progress | None = None) -> None:
         },
     )
     options = {"seconds": c.compose.seconds, "batch_size": c.harvest.batch_size, "progress": progress}
-    harvest(mg, run.clips.clips, run.layers, out=run.folder / "activations", model=c.model, **options)
+    harvest(mg, run.clips.clips, run.layers, out=run.activations(), model=c.model, **options)
     if c.harvest.control:
         drawn = random_musicgen(mg.config, jax.random.key(c.seed + 1))
         mixed = mg.replace(params={**drawn.params, "audio": mg.params["audio"]})
-        out = run.folder / CONTROL / "activations"
-        harvest(mixed, run.clips.clips, run.layers, out=out, model=f"{c.model}, random weights", **options)
+        harvest(mixed, run.clips.clips, run.layers, out=run.activations(control=True), model=f"{c.model}, random weights", **options)
 
 
 def train_stage(run: Run, progress: Progress | None = None) -> None:
@@ -120,9 +139,7 @@ def features_stage(run: Run, progress: Progress | None = None) -> None:
     """Statistics, exemplars, and the sound of the clips they name."""
     c = run.config.features
     criteria = FilterConfig(c.minimum_share, c.maximum_share)
-    tracks = {clip.id: clip.track for clip in run.clips.clips}
-    by_id = {clip.id: clip for clip in run.clips.clips}
-    rate = run.model.config.sampling_rate
+    captions = {clip.id: clip.caption for clip in run.clips.clips}
     for layer in run.layers:
         folder = run.features_folder(layer)
         activity = _activity(run, layer)
@@ -130,41 +147,77 @@ def features_stage(run: Run, progress: Progress | None = None) -> None:
         save_statistics(folder, statistics, criteria)
         save_maximum(run.sae_folder(layer), statistics.maximum)
         kept = np.flatnonzero(statistics.kept)
-        exemplars = find_exemplars(activity, run.halves, kept, c.exemplars, c.exemplars, tracks)
+        exemplars = find_exemplars(activity, run.halves, kept, c.exemplars, c.exemplars, run.tracks)
         save_exemplars(folder, exemplars)
         heard = sorted({exemplar.clip for exemplar in exemplars})
-        for done, clip in enumerate(heard, start=1):
-            save_clips(folder, {clip: load_clip(by_id[clip], rate, run.config.compose.seconds)}, rate)
-            if progress:
-                progress(done, len(heard), "exemplar clips")
+        save_clips(folder, heard, run.audio, run.model.config.sampling_rate, captions)
 
 
 def label_stage(run: Run, progress: Progress | None = None) -> None:
     """Names from truth (where the corpus carries it) and from descriptors; the table of truth."""
-    by_id = {clip.id: clip for clip in run.clips.clips}
-    tracks = {clip.id: clip.track for clip in run.clips.clips}
-    rate, seconds = run.model.config.sampling_rate, run.config.compose.seconds
     permutations, seed = run.config.label.permutations, run.config.seed
-    rows, tables = [], {}
     ids = run.store(run.layers[0]).clip_ids
-    values = describe_clips(ids, lambda id: load_clip(by_id[id], rate, seconds), rate, progress)
+    values = describe_clips(ids, run.audio, run.model.config.sampling_rate, progress)
+    names, table, summaries = [], [], []
     for layer in run.layers:
+        hook = hook_name(layer)
         activity = _activity(run, layer)
         kept = np.flatnonzero(load_statistics(run.features_folder(layer)).kept)
-        hook = hook_name(layer)
         if run.clips.concepts:
-            truth = gather_truth(ids, run.clips.concepts, lambda id: load_truth(by_id[id]), activity.frames)
+            truth = run.truth(ids, activity.frames)
             activities = {"sae": activity, "neuron": neuron_activity(run.store(layer))}
             if run.config.harvest.control:
                 activities["random_weights"] = _activity(run, layer, control=True)
-            scores = measure_truth(activities, truth, run.halves, tracks, permutations, seed)
-            rows += name_by_truth(scores["sae"], truth, hook, run.name, kept)
-            table = truth_table(scores, truth)
-            tables[hook] = {"rows": table, "summary": summarise_table(table, list(activities))}
-        rows += name_by_descriptors(activity, values, run.halves, hook, run.name, tracks, kept, permutations, seed)
-    write_json_lines(run.folder / "labels" / "labels.jsonl", rows)
-    if tables:
-        write_json(run.folder / "labels" / "truth_table.json", tables)
+            scores = measure_truth(activities, truth, run.halves, run.tracks, permutations, seed)
+            names += name_by_truth(scores["sae"], truth, hook, run.name, kept)
+            rows = truth_table(scores, truth)
+            table += [{"hook": hook, **row} for row in rows]
+            summaries.append({"hook": hook, **summarise_table(rows, list(activities))})
+        names += name_by_descriptors(activity, values, run.halves, hook, run.name, run.tracks, kept, permutations, seed)
+    write_json_lines(run.folder / "labels" / "labels.jsonl", names)
+    if table:
+        write_json_lines(run.folder / "validation" / "truth_table.jsonl", table)
+        # the page shows one line: the layer where features tell most
+        write_json(run.folder / "validation" / "truth_summary.json", max(summaries, key=_told))
+
+
+def _told(summary: dict) -> float:
+    return (summary.get("sae") or {}).get("mean_auroc") or 0.0
+
+
+def steer_stage(run: Run, progress: Progress | None = None) -> None:
+    """The best-named features of the first layer, steered, against unsteered and random directions."""
+    c = run.config.steer
+    layer = run.layers[0]
+    rows = [row for row in read_json_lines(run.folder / "labels" / "labels.jsonl") if row["hook"] == hook_name(layer)]
+    judge = None
+    if run.clips.concepts:
+        ids = run.store(layer).clip_ids
+        clip_level = [i for i, concept in enumerate(run.clips.concepts) if concept["level"] == "clip"]
+        truth = run.truth(ids, 1).active[:, 0, clip_level]  # [n, C]
+        concepts = [run.clips.concepts[i] for i in clip_level]
+        judge = fit_judge(
+            np.stack([run.audio(id) for id in ids]),
+            truth,
+            [concept["name"] for concept in concepts],
+            [concept["family"] for concept in concepts],
+            [run.tracks[id] for id in ids],
+            run.model.config.sampling_rate,
+        )
+        write_json_lines(run.folder / "validation" / "judge.jsonl", judge_rows(judge))
+    targets = choose_targets(rows, judge.names if judge else (), c.features)
+    if not targets:
+        return  # no name rose above its null, so there is nothing to steer by
+    config = EffectsConfig(strengths=(c.strength,), seconds=c.seconds, seed=run.config.seed)
+    sae = load_sae(run.sae_folder(layer))
+    out = run.folder / "steering"
+    measure_effects(run.model, sae, targets, [c.prompt] * c.clips, out, config, judge, run.name, progress=progress)
+
+
+def report_stage(run: Run, progress: Progress | None = None) -> None:
+    """RUN/report/index.html."""
+    music = "composed music" if run.config.audio is None else f"{len(run.clips.clips)} clips of a user's folder"
+    write_report(run.folder, about={"model": run.config.model, "music": music}, progress=progress)
 
 
 def _activity(run: Run, layer: int, control: bool = False) -> Activity:
@@ -177,6 +230,8 @@ STAGES: dict[str, Callable[[Run, Progress | None], None]] = {
     "train": train_stage,
     "features": features_stage,
     "label": label_stage,
+    "steer": steer_stage,
+    "report": report_stage,
 }
 
 

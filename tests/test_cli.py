@@ -106,7 +106,7 @@ def test_a_bad_file_among_good_ones_is_skipped_counted_and_named(tmp_path, tiny_
     found = json.loads((out / "clips.json").read_text())
     assert found["clips"] == 9
     assert [row["path"].endswith("text.wav") for row in found["skipped"]] == [True]
-    assert not (out / "labels" / "truth_table.json").exists()  # nobody knows the truth of a user's music
+    assert not (out / "validation").exists()  # nobody knows the truth of a user's music
     capsys.readouterr()
 
 

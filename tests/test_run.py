@@ -25,9 +25,9 @@ def road(out: Path, model: Path) -> list[str]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What a run made, but for its clock and the checkpoints that only a resume reads."""
+    """What a run made, but for the clock and the checkpoints that only a resume reads."""
     found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    return {name: data for name, data in found.items() if name != "run.json" and "checkpoints" not in name}
+    return {name: data for name, data in found.items() if name not in ("run.json", "report/index.html") and "checkpoints" not in name}
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +45,19 @@ def test_every_stage_leaves_its_files(whole):
     for name in (
         "music/manifest.jsonl",
         f"activations/{hook}/metadata.json",
-        f"control/activations/{hook}/metadata.json",
+        f"activations-random-weights/{hook}/metadata.json",
         f"sae/{hook}/{sae}/sae_weights.safetensors",
         f"sae/{hook}/{sae}/metrics.json",
-        f"control/sae/{hook}/{sae}/metrics.json",
+        f"sae/{hook}/{sae}-random-weights/metrics.json",
         f"features/{hook}/{sae}/features.jsonl",
         f"features/{hook}/{sae}/statistics.safetensors",
         "labels/labels.jsonl",
-        "labels/truth_table.json",
+        "validation/truth_table.jsonl",
+        "report/index.html",
     ):
         assert name in made, name
-    rows = json.loads(made["labels/truth_table.json"])[hook]["rows"]
-    assert {"concept", "sae_auroc", "neuron_auroc", "random_weights_auroc"} <= set(rows[0])
+    row = json.loads(made["validation/truth_table.jsonl"].splitlines()[0])
+    assert {"concept", "sae_auroc", "neuron_auroc", "random_weights_auroc"} <= set(row)
 
 
 def test_a_finished_run_is_left_alone_and_another_config_refused(whole, tiny_folder, capsys):

@@ -234,7 +234,7 @@ def _page(data: Mapping[str, Any]) -> str:
     page, style, script = (
         (static / name).read_text(encoding="utf-8") for name in ("template.html", "report.css", "report.js")
     )
-    # "<" cannot end the script element early, and the line separators are not allowed in a script
+    # an escaped "<" cannot end the script element early
     payload = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     for slot, text in (("title", html.escape(str(data["title"]))), ("style", style), ("script", script), ("data", payload)):
         if page.count("{{" + slot + "}}") < 1:

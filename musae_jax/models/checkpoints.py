@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_folder, atomic_path, write_json
-from musae_jax.models.encodec import EncodecConfig
 from musae_jax.models.decoder import DecoderConfig
+from musae_jax.models.encodec import EncodecConfig
 from musae_jax.models.hf_config import GENERIC
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig
 from musae_jax.models.musicgen_table import musicgen_from_hf, musicgen_to_hf

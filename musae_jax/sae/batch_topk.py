@@ -31,7 +31,8 @@ class BatchTopKConfig:
       d_in, d_sae: D and F.
       k: active features per token, on average over a batch.
       steps, batch_size: optimiser steps, and N tokens in each.
-      lr: peak learning rate of Adam (0.9, 0.999); None: 2e-4 / sqrt(F / 2^14).
+      lr: peak learning rate of Adam (0.9, 0.999); None: 2e-4 / sqrt(F / 2^14) for 30,000 steps and more, and
+        sqrt(30,000 / steps) times that for fewer, at most tenfold: a short run at the usual rate ends unfinished.
       lr_warm_up_steps: linear from 0; None: min(1000, steps / 20).
       lr_decay_steps: linear to 0 at the end; None: the last fifth.
       grad_clip: largest global norm of a gradient.
@@ -39,7 +40,7 @@ class BatchTopKConfig:
       k_aux: dead latents per token in AuxK; None: d_in / 2.
       dead_after_tokens: a latent is dead after so many tokens without firing; None: a tenth of the run, at most 10M
         (the usual 10M would make nothing dead in a short run).
-      threshold_decay: of the running mean of the batches' thresholds.
+      threshold_decay: of the running mean of the batches' thresholds; None: 0.99, or 1 − 20 / steps if that is less.
       count_tolerance: how far the number of kept activations may be from k·N, as a share; the price of exactness is
         passes over the [N, F] activations.
       seed: of the weights and of the order of the data.
@@ -57,7 +58,7 @@ class BatchTopKConfig:
     auxk_alpha: float = 1 / 32
     k_aux: int | None = None
     dead_after_tokens: int | None = None
-    threshold_decay: float = 0.99
+    threshold_decay: float | None = None
     count_tolerance: float = 0.002
     seed: int = 0
 
@@ -82,9 +83,19 @@ class BatchTopKConfig:
             return min(self.dead_after_tokens, NEVER - 1)
         return min(10_000_000, self.tokens // 10)
 
+    @property
+    def lr_used(self) -> float:
+        if self.lr is not None:
+            return self.lr
+        return 2e-4 / math.sqrt(self.d_sae / 2**14) * min(10.0, max(1.0, math.sqrt(30_000 / self.steps)))
+
+    @property
+    def threshold_decay_used(self) -> float:
+        return self.threshold_decay if self.threshold_decay is not None else max(0.0, min(0.99, 1 - 20 / self.steps))
+
     def learning_rate(self, step: jax.Array) -> jax.Array:
         """Of optimiser step 0, 1, …"""
-        peak = self.lr if self.lr is not None else 2e-4 / math.sqrt(self.d_sae / 2**14)
+        peak = self.lr_used
         warm_up = self.lr_warm_up_steps if self.lr_warm_up_steps is not None else min(1000, self.steps // 20)
         decay = self.lr_decay_steps if self.lr_decay_steps is not None else self.steps // 5
         up = (step + 1) / max(warm_up, 1)
@@ -259,7 +270,7 @@ def update(config: BatchTopKConfig, state: TrainState, batch: jax.Array) -> tupl
     lr = config.learning_rate(state.step)
     params = jax.tree.map(lambda p, s: p - lr * s, state.params, steps)
     params["W_dec_t"] = _unit_columns(params["W_dec_t"])
-    decay = config.threshold_decay
+    decay = config.threshold_decay_used
     moved = dict(
         params=params,
         adam=adam,

@@ -187,7 +187,7 @@ def _log(path: Path, step: int, config: BatchTopKConfig, pending: list[dict[str,
     if row["skipped"] >= step:
         raise MusaeError(
             f"none of the {step} training steps so far gave finite numbers; the activations or the learning rate"
-            f" ({config.lr}) are wrong, look at {path}"
+            f" ({config.lr_used:g}) are wrong, look at {path}"
         )
     with disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
+
 from musae_jax.errors import MusaeError
 from musae_jax.features.activity import Activity, encode_store, neuron_activity
 from musae_jax.features.exemplars import clip_file, find_exemplars, load_exemplars, save_clips, save_exemplars

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from musae_jax.features.activity import Activity
-from musae_jax.labels.descriptors import COLUMNS, KEYS, RATE, describe, describe_clips, descriptor_truth, name_by_descriptors
+from musae_jax.labels.descriptors import (
+    COLUMNS,
+    KEYS,
+    RATE,
+    describe,
+    describe_clips,
+    descriptor_truth,
+    name_by_descriptors,
+)
 
 TIME = np.arange(RATE * 6) / RATE
 

@@ -8,7 +8,14 @@ from musae_jax.errors import MusaeError
 from musae_jax.features.activity import Activity
 from musae_jax.labels.auroc import auroc
 from musae_jax.labels.naming import choose_names, confidence, score_concepts, shuffles
-from musae_jax.labels.truth import best_features, gather_truth, measure_truth, name_by_truth, summarise_table, truth_table
+from musae_jax.labels.truth import (
+    best_features,
+    gather_truth,
+    measure_truth,
+    name_by_truth,
+    summarise_table,
+    truth_table,
+)
 
 
 @pytest.fixture(scope="module")

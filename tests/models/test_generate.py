@@ -117,7 +117,8 @@ def test_keys(pair):
     three = codes(text, KEY)
     np.testing.assert_array_equal(codes(text, KEY), three)
     assert np.mean(codes(text, jax.random.key(4)) != three) > 0.3
-    np.testing.assert_array_equal(codes(text, KEY, 0.8)[..., :30], three)
+    # The last frames of the shorter clip differ: their later codebooks are written beside padding.
+    np.testing.assert_array_equal(codes(text, KEY, 0.8)[..., :27], three[..., :27])
     np.testing.assert_array_equal(codes(encode_text(mg, IDS[:1]), KEY)[0], three[0])
     same = encode_text(mg, np.repeat(IDS[:1], 3, axis=0))
     rows = codes(same, jnp.stack([KEY, KEY, jax.random.key(9)]))

@@ -22,7 +22,7 @@ from musae_jax.sae.batch_topk import (
 from musae_jax.sae.sae import sae_decode, sae_encode
 
 D, F, N, K = 6, 24, 32, 3
-CONFIG = BatchTopKConfig(D, F, K, steps=50, batch_size=N, count_tolerance=0.0)
+CONFIG = BatchTopKConfig(D, F, K, steps=50, batch_size=N, lr=1e-3, count_tolerance=0.0)
 threshold_of = jax.jit(batch_threshold, static_argnums=(1, 3))
 
 
@@ -275,9 +275,12 @@ def test_training_finds_a_planted_dictionary():
 
 
 def test_schedule_and_defaults():
+    assert BatchTopKConfig(256, 2048, steps=30_000).lr_used == pytest.approx(2e-4 * np.sqrt(8))
+    assert BatchTopKConfig(256, 2048, steps=10).lr_used == pytest.approx(2e-3 * np.sqrt(8))
     config = BatchTopKConfig(256, 2048, steps=1000, batch_size=100)
+    assert config.threshold_decay_used == pytest.approx(0.98)
     rates = np.asarray(jax.vmap(config.learning_rate)(jnp.arange(1000)))
-    assert rates.max() == pytest.approx(2e-4 / np.sqrt(2048 / 2**14), rel=1e-5)
+    assert rates.max() == pytest.approx(2e-4 * np.sqrt(8) * np.sqrt(30), rel=1e-5)
     assert rates[0] == pytest.approx(rates.max() / 50, rel=1e-4)
     assert (rates[50:800] == rates.max()).all()
     assert rates[999] == pytest.approx(rates.max() / 200, rel=1e-4)

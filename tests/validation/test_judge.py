@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+
 from musae_jax.errors import MusaeError
 from musae_jax.validation.judge import (
     RATE,

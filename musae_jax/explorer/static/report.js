@@ -150,7 +150,7 @@
 
   function select() {
     const words = list.query.toLowerCase().split(/\s+/).filter(Boolean);
-    const fits = (f) => { const text = `${f.feature} ${f.names.map((n) => n.name).join(" ")} ${f.verdict} ${f.hook}`.toLowerCase(); return words.every((w) => text.includes(w)); };
+    const fits = (f) => { const text = `${f.feature} ${f.names.filter((n) => n.confidence > 0).map((n) => n.name).join(" ")} ${f.verdict} ${f.hook}`.toLowerCase(); return words.every((w) => text.includes(w)); };
     const order = ORDER[list.sort];
     list.rows = features.filter((f) => KINDS[list.only][1](f) && (!list.sae || `${f.hook}/${f.sae}` === list.sae) && fits(f));
     list.rows.sort((a, b) => { const x = order(a), y = order(b); return (x < y ? -1 : x > y ? 1 : a.feature - b.feature) * (list.down ? -1 : 1); });
@@ -212,14 +212,14 @@
 
   // ---------------------------------------------------------------- one feature
   const state = { tab: "concepts", key: null, first: null };
-  const REASONS = { kept: "kept by the filter", dead: "dead: never active here", rare: "rare: fewer clips than the filter asks for", common: "common: more clips than the filter allows" };
+  const REASONS = { kept: "kept", dead: "never active", rare: "too few clips", common: "too many clips" };
 
   function detailPane(f) {
     const pane = make("article", { class: "detail", "data-testid": "detail", "aria-label": `Feature ${f.feature}` });
     const best = f.best, named = f.confidence > 0;
     const step = (by, text, label) => make("button", { class: "ghost", type: "button", "aria-label": label, "data-testid": by > 0 ? "next" : "previous", onclick: () => walk(by) }, text);
     const lede = !best ? "No concept goes with it on the clips that were used for naming."
-      : named ? ["Named on one half of the tracks. On the other half, a clip with the concept is the more active one ", make("strong", {}, percent(best.score, 0)), ` of the time; the best name on shuffled clips reaches ${percent(best.null_p95, 0)} one time in twenty.`]
+      : named ? ["Named on one half of the tracks. On the other half, ", best.level === "frame" ? "a moment" : "a clip", " with the concept is more active than one without it ", make("strong", {}, percent(best.score, 0)), ` of the time; on shuffled clips the best of all names reaches ${percent(best.null_p95, 0)} one time in twenty.`]
         : ["Its best candidate, ", make("strong", {}, best.name), `, scores ${number(best.score)} on held-out tracks, no more than names reach on shuffled clips (${number(best.null_p95)}). So it goes unnamed.`];
     pane.append(make("header", {}, make("div", {}, make("p", { class: "overline" }, `Feature ${f.feature} · ${f.hook} · ${f.sae}`), make("h2", { "data-testid": "feature-title" }, title(f)), make("p", { class: "lede" }, lede)),
       make("div", { class: "walk" }, step(-1, "←", "Previous feature"), step(1, "→", "Next feature"))));
@@ -361,22 +361,26 @@
     page.append(make("header", {}, make("h2", {}, "What the features do when they are pushed"), make("p", { class: "lede" }, "Each feature’s decoder direction is added at every step, scaled to the feature’s own maximum, and compared with the same prompt and noise left alone and with a random direction of equal norm. Whiskers: 95 % bootstrap intervals over prompts.")));
     const summary = data.steeringSummary;
     if (!summary || !summary.features.length) { page.append(make("div", { class: "panel empty" }, "No feature was steered in this run.")); return page; }
-    for (const o of summary.overall) {
-      const part = (m, what) => (o[m] ? `${what}: ${o[m].above_random} of ${o[m].features} features above random, ${o[m].above_unsteered} above unsteered` : null);
-      page.append(make("p", { class: "small quiet" }, `Strength ${o.strength}. ${[part("judge", "judge"), part("activation", "activation"), part("descriptor", "descriptor")].filter(Boolean).join("; ")}.`));
-    }
+    const share = (o, m) => {
+      if (!o[m]) return "–";
+      const d = o[m].steered_minus_random;
+      return [make("b", {}, `${o[m].above_random} of ${o[m].features}`), " above random, ", make("b", {}, String(o[m].above_unsteered)), " above unsteered",
+        d ? make("div", { class: "quiet small" }, `mean ${signed(100 * d.mean, 1)} points against random (${signed(100 * d.low, 1)} to ${signed(100 * d.high, 1)})`) : null];
+    };
+    page.append(make("div", { class: "panel wide" }, make("table", { "data-testid": "overall" }, make("thead", {}, make("tr", {}, ["Strength", "Judge", "Activation", "Descriptor of the name"].map((t) => make("th", { scope: "col" }, t)))),
+      make("tbody", {}, summary.overall.map((o) => make("tr", {}, make("td", {}, signed(o.strength, 1)), ["judge", "activation", "descriptor"].map((m) => make("td", {}, share(o, m)))))))));
     const rows = summary.features.flatMap((f) => f.strengths.map((s) => ({ ...f, ...s, key: keyOf(f) })));
     const scale = (m) => Math.max(1e-9, ...rows.map((r) => (r[m] ? Math.max(Math.abs(r[m].steered_minus_random.low), Math.abs(r[m].steered_minus_random.high)) : 0)));
     const [judgeScale, activationScale] = [scale("judge"), scale("activation")];
     const three = (c, digits) => (c ? [make("span", { class: "quiet" }, `${percent(c.unsteered, digits)} → `), make("b", {}, percent(c.steered, digits)), make("span", { class: "quiet" }, ` (random ${percent(c.random, digits)})`)] : "–");
-    page.append(make("div", { style: "height:14px" }), sortable([
+    page.append(make("h3", {}, "Each feature"), sortable([
       { text: "Feature", kind: "number", value: (r) => r.feature, cell: (r) => featureLink(r.key, `#${r.feature}`) },
       { text: "Name", value: (r) => r.name, cell: (r) => featureLink(r.key, r.name) },
       { text: "Strength", kind: "number", value: (r) => r.strength, cell: (r) => signed(r.strength, 1) },
       { text: "Judge’s probability", value: (r) => r.judge && r.judge.steered_minus_random.mean, cell: (r) => three(r.judge, 0) },
-      { text: "less random", value: (r) => r.judge && r.judge.steered_minus_random.mean, cell: (r) => (r.judge ? interval(r.judge.steered_minus_random, judgeScale) : "–") },
+      { text: "against random", value: (r) => r.judge && r.judge.steered_minus_random.mean, cell: (r) => (r.judge ? interval(r.judge.steered_minus_random, judgeScale) : "–") },
       { text: "Activation, harvested anew", value: (r) => r.activation && r.activation.steered_minus_random.mean, cell: (r) => three(r.activation, 1) },
-      { text: "less random", value: (r) => r.activation && r.activation.steered_minus_random.mean, cell: (r) => (r.activation ? interval(r.activation.steered_minus_random, activationScale) : "–") },
+      { text: "against random", value: (r) => r.activation && r.activation.steered_minus_random.mean, cell: (r) => (r.activation ? interval(r.activation.steered_minus_random, activationScale) : "–") },
     ], rows, "effects", 4));
     return page;
   }
@@ -411,8 +415,8 @@
     const named = mine.filter((f) => f.confidence > 0).length;
     const t = data.truthSummary;
     const cards = [
-      ["Unexplained variance", number(m.fvu, 3), beside("fvu", (x) => number(x, 3))],
-      ["Active per frame", number(m.l0, 1), beside("l0", (x) => number(x, 1))],
+      ["Unexplained variance, FVU", number(m.fvu, 3), beside("fvu", (x) => number(x, 3))],
+      ["Active per frame, L0", number(m.l0, 1), beside("l0", (x) => number(x, 1))],
       ["Dead features", percent(m.dead_share), beside("dead_share", percent)],
       ["Kept by the filter", [String(mine.filter((f) => f.verdict === "kept").length), make("small", {}, ` of ${mine.length}`)], "active in 1–25 % of clips"],
       ["Named above null", [String(named), make("small", {}, ` of ${mine.filter((f) => f.density > 0).length} alive`)], "on held-out tracks"],
