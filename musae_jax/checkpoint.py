@@ -17,7 +17,9 @@ class TrainingCheckpoints:
 
     def save(self, step: int, state: Any, note: dict) -> None:
         """Writes `state` and the JSON-able `note` (data position, config) under number `step`."""
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note)))
+        self._manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))
+        )
         self._manager.wait_until_finished()
 
     def note(self) -> dict | None:

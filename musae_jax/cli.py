@@ -250,7 +250,12 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
             raise
         where = error.filename or "the output folder"
-        console.print(f"musae: cannot write {where} ({error.strerror}); make room or choose another folder", style="red", markup=False, soft_wrap=True)
+        console.print(
+            f"musae: cannot write {where} ({error.strerror}); make room or choose another folder",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
         return 2
     except KeyboardInterrupt:
         console.print("musae: stopped; the same command goes on from here", style="red")

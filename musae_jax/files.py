@@ -62,7 +62,9 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise MusaeError(f"{path} is missing; run the stage that writes it first") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MusaeError(f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again") from None
+        raise MusaeError(
+            f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again"
+        ) from None
 
 
 def write_json_lines(path: str | Path, rows: Iterable[Any]) -> None:
@@ -87,5 +89,7 @@ def read_json_lines(path: str | Path) -> list[Any]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise MusaeError(f"line {number} of {path} is not valid JSON ({error.msg}); mend or remove that line") from None
+            raise MusaeError(
+                f"line {number} of {path} is not valid JSON ({error.msg}); mend or remove that line"
+            ) from None
     return rows

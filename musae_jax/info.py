@@ -30,7 +30,9 @@ def describe(path: str) -> str:
         sae = load_sae(folder)
         return f"{sae.config.architecture} SAE: {sae.config.d_in} → {sae.config.d_sae}"
     if path != "pocket" and folder.exists() and not (folder / "config.json").exists():
-        raise MusaeError(f"{path} holds no run.json, metadata.json, cfg.json or config.json; give a folder that musae wrote")
+        raise MusaeError(
+            f"{path} holds no run.json, metadata.json, cfg.json or config.json; give a folder that musae wrote"
+        )
     mg = load_musicgen(path)
     c = mg.config
     count = sum(leaf.size for leaf in jax.tree.leaves(mg.params))

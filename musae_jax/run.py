@@ -121,7 +121,14 @@ def harvest_stage(run: Run, progress: Progress | None = None) -> None:
     if c.harvest.control:
         drawn = random_musicgen(mg.config, jax.random.key(c.seed + 1))
         mixed = mg.replace(params={**drawn.params, "audio": mg.params["audio"]})
-        harvest(mixed, run.clips.clips, run.layers, out=run.activations(control=True), model=f"{c.model}, random weights", **options)
+        harvest(
+            mixed,
+            run.clips.clips,
+            run.layers,
+            out=run.activations(control=True),
+            model=f"{c.model}, random weights",
+            **options,
+        )
 
 
 def train_stage(run: Run, progress: Progress | None = None) -> None:

@@ -61,7 +61,12 @@ def test_a_config_survives_its_record_and_its_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("trian: {}", "'trian', which is unknown"), ("seed: much", "seed, must be int"), ("[1]", "must hold"), ("a: [", "not a YAML")],
+    [
+        ("trian: {}", "'trian', which is unknown"),
+        ("seed: much", "seed, must be int"),
+        ("[1]", "must hold"),
+        ("a: [", "not a YAML"),
+    ],
 )
 def test_bad_config_files(text, words, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
@@ -102,7 +107,23 @@ def test_a_bad_file_among_good_ones_is_skipped_counted_and_named(tmp_path, tiny_
     write_audio(music / "low.wav", rng.normal(size=16_000).astype(np.float32) * 0.1, 8_000)
     (music / "text.wav").write_text("this is no sound")
     out = tmp_path / "run"
-    assert cli.main(["run", "--out", str(out), "--model", str(tiny_folder), "--audio", str(music), *SMALL, "--steer.features", "0"]) == 0
+    assert (
+        cli.main(
+            [
+                "run",
+                "--out",
+                str(out),
+                "--model",
+                str(tiny_folder),
+                "--audio",
+                str(music),
+                *SMALL,
+                "--steer.features",
+                "0",
+            ]
+        )
+        == 0
+    )
     found = json.loads((out / "clips.json").read_text())
     assert found["clips"] == 9
     assert [row["path"].endswith("text.wav") for row in found["skipped"]] == [True]

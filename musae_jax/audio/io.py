@@ -52,9 +52,7 @@ def check_audio(path: str | Path) -> AudioInfo:
         return AudioInfo(samples, file.samplerate, file.channels, silent=peak == 0.0)
 
 
-def read_audio(
-    path: str | Path, sampling_rate: int, start: float = 0.0, seconds: float | None = None
-) -> np.ndarray:
+def read_audio(path: str | Path, sampling_rate: int, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
     """Reads a file (or the window `start`, `seconds` of it) as float32 [S]: channels averaged, resampled with soxr.
 
     Silence is allowed. A window that reaches past the end of the file is cut there.

@@ -1,10 +1,10 @@
 """What the pocket model has learned, measured on held-out composed music, every figure beside its control.
 
-    codec       SI-SDR and log-mel distance with and without quantisation; how much of each codebook is used
-    prediction  cross-entropy per codebook beside a unigram's and a smoothed bigram's
-    samples     diatonic mass of unconditional samples between that of random codes and that of real music
-    obedience   are the drums and the lead instrument there that the prompt asks for, by a judge of audio that was
-                fitted on rendered music only and whose accuracy on real music through the codec is printed beside
+codec       SI-SDR and log-mel distance with and without quantisation; how much of each codebook is used
+prediction  cross-entropy per codebook beside a unigram's and a smoothed bigram's
+samples     diatonic mass of unconditional samples between that of random codes and that of real music
+obedience   are the drums and the lead instrument there that the prompt asks for, by a judge of audio that was
+            fitted on rendered music only and whose accuracy on real music through the codec is printed beside
 """
 
 import dataclasses
@@ -83,7 +83,10 @@ def measure_codec(mg: MusicGen, audio: np.ndarray, codes: np.ndarray) -> dict[st
     quantised = _in_batches(lambda c: decode_codes(config, mg.params, c), codes)
     for name, heard in (("unquantised", plain), ("quantised", quantised)):
         out[f"si_sdr_db_{name}"] = float(np.mean(si_sdr(heard, audio)))
-        distances = [np.asarray(log_mel_distance(heard[i : i + 8], audio[i : i + 8], config.sampling_rate)) for i in range(0, len(audio), 8)]
+        distances = [
+            np.asarray(log_mel_distance(heard[i : i + 8], audio[i : i + 8], config.sampling_rate))
+            for i in range(0, len(audio), 8)
+        ]
         out[f"log_mel_db_{name}"] = float(np.mean(np.concatenate(distances)))
     size = config.audio.codebook_size
     out["used"] = [len(np.unique(codes[:, k])) / size for k in range(codes.shape[1])]
@@ -112,7 +115,9 @@ def measure_samples(mg: MusicGen, codes: np.ndarray, key: jax.Array, count: int 
     random = jax.random.randint(keys[1], (count, codes.shape[1], frames), 0, mg.config.decoder.vocab_size)
     masses = {
         "diatonic_mass_samples": diatonic_mass(np.asarray(made.audio)),
-        "diatonic_mass_real": diatonic_mass(_in_batches(lambda c: decode_codes(mg.config, mg.params, c), codes[:count, :, :frames])),
+        "diatonic_mass_real": diatonic_mass(
+            _in_batches(lambda c: decode_codes(mg.config, mg.params, c), codes[:count, :, :frames])
+        ),
         "diatonic_mass_random_codes": diatonic_mass(np.asarray(decode_codes(mg.config, mg.params, random))),
     }
     out = {name: float(mass.mean()) for name, mass in masses.items()}
@@ -128,14 +133,19 @@ def _solo_clips(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([seed, index])
         style = sample_style(rng)
         style = dataclasses.replace(
-            style, texture="solo melody", lead=LEADS[index % len(LEADS)], drums=(style.drums or "rock") if index // len(LEADS) % 2 else None
+            style,
+            texture="solo melody",
+            lead=LEADS[index % len(LEADS)],
+            drums=(style.drums or "rock") if index // len(LEADS) % 2 else None,
         )
         audio.append(render(compose(int(rng.integers(2**31)), SAMPLE_SECONDS, style).score))
         truth.append([style.drums is not None, *(lead == style.lead for lead in LEADS)])
     return np.stack(audio), np.array(truth)
 
 
-def measure_obedience(mg: MusicGen, samples: int, judge_clips: int, seed: int, at: Callable[[str], None]) -> dict[str, Any]:
+def measure_obedience(
+    mg: MusicGen, samples: int, judge_clips: int, seed: int, at: Callable[[str], None]
+) -> dict[str, Any]:
     """Share of prompts whose drums (asked or not) and lead instrument the judge hears; solos, guidance 3."""
     names = ["drums: any", *(f"instrument: {lead.name}" for lead in LEADS)]
     families = ["drums"] + ["instrument"] * len(LEADS)

@@ -9,17 +9,34 @@ import numpy as np
 from musae_jax.compose.composer import Style
 from musae_jax.compose.concepts import PITCH_CLASSES, tempo_of
 
-_TEMPO_WORDS = {6: ("fast", "quick", "lively"), 8: ("moderate", "walking"), 10: ("relaxed", "unhurried"), 12: ("slow", "very slow")}
-_DYNAMIC_WORDS = {"soft": ("soft", "quiet", "gentle"), "medium": ("medium loud", "even"), "loud": ("loud", "strong", "powerful")}
+_TEMPO_WORDS = {
+    6: ("fast", "quick", "lively"),
+    8: ("moderate", "walking"),
+    10: ("relaxed", "unhurried"),
+    12: ("slow", "very slow"),
+}
+_DYNAMIC_WORDS = {
+    "soft": ("soft", "quiet", "gentle"),
+    "medium": ("medium loud", "even"),
+    "loud": ("loud", "strong", "powerful"),
+}
 _ARTICULATION_WORDS = {"legato": ("legato", "smooth", "connected"), "staccato": ("staccato", "short notes", "detached")}
-_REGISTER_WORDS = {"low": ("low register", "low melody"), "middle": ("middle register",), "high": ("high register", "high melody")}
+_REGISTER_WORDS = {
+    "low": ("low register", "low melody"),
+    "middle": ("middle register",),
+    "high": ("high register", "high melody"),
+}
 _DRUM_WORDS = {
     "rock": ("rock drums", "a rock beat"),
     "dance": ("dance drums", "a dance beat"),
     "half time": ("half time drums", "a half time beat"),
 }
 _RHYTHM_WORDS = {"slow": ("long notes",), "steady": ("steady notes",), "busy": ("busy notes", "many notes")}
-_PATTERN_WORDS = {"held": ("held chords",), "pulsed": ("pulsed chords",), "arpeggio": ("arpeggio chords", "broken chords")}
+_PATTERN_WORDS = {
+    "held": ("held chords",),
+    "pulsed": ("pulsed chords",),
+    "arpeggio": ("arpeggio chords", "broken chords"),
+}
 
 
 def write_caption(style: Style, rng: np.random.Generator) -> str:

@@ -1,8 +1,8 @@
 """Composed music on disk: audio, truth and captions in a manifest that every stage reads like a user's own folder.
 
-    OUT/manifest.jsonl      a line per clip: id, audio, track, caption, seconds, sampling_rate, truth
-    OUT/concepts.json       the columns of the truth: name, family, level
-    OUT/audio/{id}.flac     OUT/truth/{id}.npz   (`active`, bool [T, C] at 50 Hz)
+OUT/manifest.jsonl      a line per clip: id, audio, track, caption, seconds, sampling_rate, truth
+OUT/concepts.json       the columns of the truth: name, family, level
+OUT/audio/{id}.flac     OUT/truth/{id}.npz   (`active`, bool [T, C] at 50 Hz)
 """
 
 from collections.abc import Callable

@@ -236,7 +236,12 @@ def _page(data: Mapping[str, Any]) -> str:
     )
     # an escaped "<" cannot end the script element early
     payload = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    for slot, text in (("title", html.escape(str(data["title"]))), ("style", style), ("script", script), ("data", payload)):
+    for slot, text in (
+        ("title", html.escape(str(data["title"]))),
+        ("style", style),
+        ("script", script),
+        ("data", payload),
+    ):
         if page.count("{{" + slot + "}}") < 1:
             raise ValueError(f"template.html has no slot {slot}")
         page = page.replace("{{" + slot + "}}", text)

@@ -31,7 +31,9 @@ class Activity:
 
     def __post_init__(self):
         if self.values.shape[0] != len(self.clip_ids) * self.frames:
-            raise ValueError(f"{self.values.shape[0]} rows cannot be {len(self.clip_ids)} clips of {self.frames} frames")
+            raise ValueError(
+                f"{self.values.shape[0]} rows cannot be {len(self.clip_ids)} clips of {self.frames} frames"
+            )
 
     @property
     def features(self) -> int:
@@ -83,9 +85,9 @@ def encode_store(
 ) -> Activity:
     """Runs every activation of `store` through `encode` and keeps what is not zero.
 
-    `store` gives `.clip_ids` and `.shards()`, an iterator of (ids, residuals [n, P, d_in]); `encode` maps [N, d_in] to [N, F] and
-    is compiled once for `chunk` rows. Memory grows with the number of non-zero activations only. `progress` is called
-    with the number of clips done, their number, and "clips".
+    `store` gives `.clip_ids` and `.shards()`, an iterator of (ids, residuals [n, P, d_in]); `encode` maps [N, d_in] to
+    [N, F] and is compiled once for `chunk` rows. Memory grows with the number of non-zero activations only. `progress`
+    is called with the number of clips done, their number, and "clips".
     """
     encode = jax.jit(encode)
     ids: list[str] = []
@@ -95,7 +97,9 @@ def encode_store(
         residuals = residuals[:, 1:] if drop_start else residuals  # [n, T, d_in]
         frames = residuals.shape[1] if frames is None else frames
         if residuals.shape[1] != frames:
-            raise MusaeError(f"a shard of the store has {residuals.shape[1]} frames a clip, the first has {frames}; harvest again")
+            raise MusaeError(
+                f"a shard of the store has {residuals.shape[1]} frames a clip, the first has {frames}; harvest again"
+            )
         flat = residuals.reshape(-1, residuals.shape[-1])  # [N, d_in]
         for start in range(0, len(flat), chunk):
             part = np.asarray(flat[start : start + chunk], np.float32)

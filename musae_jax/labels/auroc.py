@@ -64,7 +64,7 @@ def rank(values: Any) -> Ranks:
 
 
 def _mid_ranks(column: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties sharing their mean; as scipy's `rankdata`, but with the unstable, several times faster sort."""
+    """Ranks from 1, ties sharing their mean; as scipy's `rankdata`, but with the unstable, faster sort."""
     order = np.argsort(column)
     ordered = column[order]
     new = np.append(True, ordered[1:] != ordered[:-1])
@@ -75,7 +75,7 @@ def _mid_ranks(column: np.ndarray) -> np.ndarray:
 
 
 def auroc_from_ranks(ranks: Ranks, truth: np.ndarray) -> np.ndarray:
-    """AUROC [F, C] of features ranked over N rows for `truth` bool [N, C]; NaN where a concept is always or never so."""
+    """AUROC [F, C] of features ranked over N rows for `truth` bool [N, C]; NaN where a concept is always or never."""
     truth = np.asarray(truth)
     sparse = scipy.sparse.issparse(ranks.above)
     positives = truth.sum(0, dtype=np.float64)  # [C]

@@ -8,6 +8,7 @@ Key: Krumhansl and Schmuckler's profiles correlated with the mean chroma. Slow m
 constant-Q chroma) are left out: a ten-second clip takes some tens of milliseconds.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from musae_jax.features.activity import Activity
-from musae_jax.labels.naming import Concept, Truth, choose_names, name_rows, score_concepts
+from musae_jax.labels.naming import MINIMUM_CLIPS, Concept, Truth, choose_names, name_rows, score_concepts
 
 SOURCE = "descriptors"
 RATE = 16000  # Hz; audio at other rates is resampled first
@@ -59,7 +60,7 @@ DESCRIPTORS = (
     Descriptor("harmonic spread", "pitch classes in use", "few pitches", "many pitches"),
     Descriptor("mode", "major less minor correlation", "minor", "major"),
 )
-COLUMNS = tuple(d.name for d in DESCRIPTORS) + ("key",)
+COLUMNS = (*(d.name for d in DESCRIPTORS), "key")
 
 
 @lru_cache
@@ -182,7 +183,9 @@ def describe_clips(
     return np.stack(rows)
 
 
-def descriptor_truth(clip_ids: Sequence[str], values: np.ndarray, halves: Mapping[str, str]) -> tuple[Truth, list[dict]]:
+def descriptor_truth(
+    clip_ids: Sequence[str], values: np.ndarray, halves: Mapping[str, str]
+) -> tuple[Truth, list[dict]]:
     """Yes-or-no concepts from descriptors [n, D]: the top and bottom third of each, and the key.
 
     Returns the truth (all clip-level) and, per concept, {"descriptor", "unit", "direction", "threshold"}. Descriptors
@@ -204,7 +207,14 @@ def descriptor_truth(clip_ids: Sequence[str], values: np.ndarray, halves: Mappin
             concepts.append(Concept(f"{descriptor.name}: {word}", descriptor.name))
             columns.append(active)
             unit = descriptor.unit
-            notes.append({"descriptor": descriptor.name, "unit": unit, "direction": direction, "threshold": round(float(threshold), 4)})
+            notes.append(
+                {
+                    "descriptor": descriptor.name,
+                    "unit": unit,
+                    "direction": direction,
+                    "threshold": round(float(threshold), 4),
+                }
+            )
     for pitch, name in enumerate(KEYS):
         concepts.append(Concept(f"tonal centre: {name}", "key"))
         columns.append(values[:, -1] == pitch)
@@ -226,8 +236,10 @@ def name_by_descriptors(
     """Rows for RUN/labels/labels.jsonl; `values` [n, D] are the descriptors of the clips of `activity`, in their order.
 
     The evidence also holds the descriptor, its threshold with unit, and Spearman's rank correlation between the
-    descriptor and the clip-mean activation on the held-out half.
+    descriptor and the clip-mean activation on the held-out half. Too few clips to hold any out give no names.
     """
+    if min(Counter(halves[c] for c in activity.clip_ids)[half] for half in ("label", "score")) < MINIMUM_CLIPS:
+        return []
     truth, notes = descriptor_truth(activity.clip_ids, values, halves)
     scores = score_concepts(activity, truth, halves, tracks, permutations, seed)
     names = choose_names(scores)

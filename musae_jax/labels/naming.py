@@ -151,7 +151,7 @@ def score_concepts(
         clips = np.asarray([n for n, c in enumerate(activity.clip_ids) if c in known and halves[c] == half], int)
         if len(clips) < 2:
             raise MusaeError(
-                f'the "{half}" half of the corpus has {len(clips)} clips with truth, at least 2 are needed; use more tracks'
+                f'the "{half}" half of the corpus has {len(clips)} clips with truth, but 2 are needed; use more tracks'
             )
         rows = np.asarray([known[activity.clip_ids[c]] for c in clips])
         names = [activity.clip_ids[c] for c in clips]
@@ -190,7 +190,9 @@ def choose_names(scores: Scores) -> Names:
     features = len(scores.label)
     if not np.isfinite(scores.label).any():
         empty = np.full(features, np.nan, np.float32)
-        return Names(np.full(features, -1), empty, empty, np.full((len(scores.score_null), features), np.nan, np.float32))
+        return Names(
+            np.full(features, -1), empty, empty, np.full((len(scores.score_null), features), np.nan, np.float32)
+        )
     concept = _best(scores.label - scores.label_error, 1)
     rows = np.arange(features)
     label = scores.label[rows, concept]
@@ -227,7 +229,9 @@ def name_rows(
             continue
         score, null = float(names.score[feature]), names.null[:, feature]
         p95 = float(np.quantile(null, 0.95)) if len(null) else 0.5
-        candidates = [int(c) for c in np.argsort(-ranked[feature], kind="stable")[:3] if np.isfinite(ranked[feature, c])]
+        candidates = [
+            int(c) for c in np.argsort(-ranked[feature], kind="stable")[:3] if np.isfinite(ranked[feature, c])
+        ]
         rows.append(
             {
                 "hook": hook,

@@ -20,7 +20,7 @@ SOURCE = "truth"
 def gather_truth(
     clip_ids: Iterable[str], concepts: Sequence[Any], load: Callable[[str], np.ndarray | None], frames: int
 ) -> Truth:
-    """Truth of the clips that have one, cut or padded with False to `frames`. `load(clip id)` gives bool [T, C] or None.
+    """Truth of clips that have one, cut or padded with False to `frames`; `load(clip id)` gives bool [T, C] or None.
 
     `concepts` are dicts or objects with name, family and level, one per column.
     """
@@ -63,7 +63,9 @@ def best_features(scores: Scores, signed: bool = False) -> dict[str, np.ndarray]
     shuffled clips, scored on shuffled clips. NaN and -1 where a concept cannot be judged.
     """
     feature, sign, label, score = _choose(scores.label, scores.score, signed)
-    null = np.stack([_choose(a, b, signed)[3] for a, b in zip(scores.label_null, scores.score_null)] or [score * 0 + 0.5])
+    null = np.stack(
+        [_choose(a, b, signed)[3] for a, b in zip(scores.label_null, scores.score_null)] or [score * 0 + 0.5]
+    )
     judged = np.isfinite(label)
     return {
         "feature": np.where(judged, feature, -1),
@@ -107,7 +109,12 @@ def truth_table(
         for name, found in best.items():
             judged = found["feature"][column] >= 0
             row[f"{name}_feature"] = int(found["feature"][column]) if judged else None
-            for key, array in (("auroc", "score"), ("label_auroc", "label"), ("null", "null_mean"), ("null_p95", "null_p95")):
+            for key, array in (
+                ("auroc", "score"),
+                ("label_auroc", "label"),
+                ("null", "null_mean"),
+                ("null_p95", "null_p95"),
+            ):
                 row[f"{name}_{key}"] = round(float(found[array][column]), 4) if judged else None
             if name in set(signed):
                 row[f"{name}_sign"] = int(found["sign"][column]) if judged else None
@@ -116,7 +123,7 @@ def truth_table(
 
 
 def summarise_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """Mean and median held-out AUROC per dictionary over the concepts all of them judge, and pairwise wins of the first.
+    """Mean and median held-out AUROC per dictionary over the concepts that all judge, and pairwise wins of the first.
 
     `above_null` counts the concepts whose AUROC exceeds the 95th percentile of the null.
     """

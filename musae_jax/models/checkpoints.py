@@ -63,7 +63,9 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
     """The local folder of a model: the bundled one, the given one, or the hub's, downloaded once."""
     if str(source) == "pocket":
         if not (POCKET / CONFIG).is_file():
-            raise MusaeError(f"the bundled pocket model is missing from {POCKET}; reinstall musae_jax or name another model")
+            raise MusaeError(
+                f"the bundled pocket model is missing from {POCKET}; reinstall musae_jax or name another model"
+            )
         return POCKET
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -94,7 +96,9 @@ def read_config(folder: Path) -> MusicGenConfig:
     values = _read_json(path)
     kind = values.get("model_type")
     if kind != "musicgen":
-        raise MusaeError(f"{path} describes a model of type {kind!r}, but a 'musicgen' is expected; choose a MusicGen checkpoint")
+        raise MusaeError(
+            f"{path} describes a model of type {kind!r}, but a 'musicgen' is expected; choose a MusicGen checkpoint"
+        )
     parts = {name: values.get(name) for name in ("text_encoder", "audio_encoder", "decoder")}
     absent = [name for name, part in parts.items() if not isinstance(part, dict)]
     if absent:
@@ -128,7 +132,9 @@ def read_tokenizer(folder: Path) -> Any:
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises bare Exception
-            raise MusaeError(f"{folder / 'tokenizer.json'} cannot be read ({error}); fetch it again or remove it") from None
+            raise MusaeError(
+                f"{folder / 'tokenizer.json'} cannot be read ({error}); fetch it again or remove it"
+            ) from None
         tokenizer.no_truncation()
         return tokenizer
     if (folder / "spiece.model").is_file():
@@ -146,18 +152,24 @@ def read_tokenizer(folder: Path) -> Any:
 
 def _refuse(folder: Path, problems: list[str]) -> None:
     if problems:
-        raise MusaeError(f"{folder} is not a MusicGen that musae_jax can read ({len(problems)} found): {'; '.join(problems)}")
+        raise MusaeError(
+            f"{folder} is not a MusicGen that musae_jax can read ({len(problems)} found): {'; '.join(problems)}"
+        )
 
 
 def _read_json(path: Path) -> dict:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MusaeError(f"{path} is missing; give a folder in the Hugging Face layout, with {CONFIG} and {WEIGHTS}") from None
+        raise MusaeError(
+            f"{path} is missing; give a folder in the Hugging Face layout, with {CONFIG} and {WEIGHTS}"
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MusaeError(f"{path} is not readable JSON ({error}); fetch the checkpoint again") from None
     if not isinstance(values, dict):
-        raise MusaeError(f"{path} holds a {type(values).__name__}, but an object is expected; fetch the checkpoint again")
+        raise MusaeError(
+            f"{path} holds a {type(values).__name__}, but an object is expected; fetch the checkpoint again"
+        )
     return values
 
 
@@ -174,7 +186,9 @@ def _read_tensors(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         if any(Path(name).name != name for name in files):
             raise MusaeError(f"{folder / INDEX} names files outside its folder; fetch the checkpoint again")
     else:
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        pickled = sorted(
+            path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+        )
         found = f" ({', '.join(pickled)} is pickled, which can run code, and is not read)" if pickled else ""
         raise MusaeError(f"{folder} has neither {WEIGHTS} nor {INDEX}{found}; convert the checkpoint to safetensors")
     tensors: dict[str, np.ndarray] = {}
@@ -185,7 +199,11 @@ def _read_tensors(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
                 problems.append(f"tensor {key} is in two files")
             tensors[key] = value
     if promised is not None:
-        problems += [f"tensor {key} is not in {name}, where the index puts it" for key, name in promised.items() if key not in tensors]
+        problems += [
+            f"tensor {key} is not in {name}, where the index puts it"
+            for key, name in promised.items()
+            if key not in tensors
+        ]
     return tensors, problems
 
 

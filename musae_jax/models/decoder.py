@@ -50,7 +50,9 @@ class DecoderConfig:
         if c.num_attention_heads < 1 or c.hidden_size % c.num_attention_heads:
             problems.append(f"decoder.hidden_size {c.hidden_size} is not a multiple of {c.num_attention_heads} heads")
         if c.pad_token_id != c.vocab_size:
-            problems.append(f"decoder.pad_token_id is {c.pad_token_id}, not the row after the vocabulary ({c.vocab_size})")
+            problems.append(
+                f"decoder.pad_token_id is {c.pad_token_id}, not the row after the vocabulary ({c.vocab_size})"
+            )
         return c, problems
 
     def to_hf(self) -> dict:

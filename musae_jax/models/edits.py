@@ -49,7 +49,9 @@ def prepare_edits(edits: Edits | None, layers: int, width: int) -> Edits | None:
         return None
     for layer in (*edits.vectors, *edits.functions):
         if not 0 <= layer < layers:
-            raise MusaeError(f"the edits name layer {layer}, but this model has layers 0 to {layers - 1}; choose one of those")
+            raise MusaeError(
+                f"the edits name layer {layer}, but this model has layers 0 to {layers - 1}; choose one of those"
+            )
     vectors = {}
     for layer, vector in edits.vectors.items():
         vector = jnp.asarray(vector, jnp.float32)
@@ -63,7 +65,9 @@ def prepare_edits(edits: Edits | None, layers: int, width: int) -> Edits | None:
     for layer, edit in edits.functions.items():
         gate = jnp.asarray(edit.gate, jnp.float32)
         if gate.ndim > 3:
-            raise MusaeError(f"the gate for layer {layer} has shape {gate.shape}; give a number, [P], [B, P] or [G, B, P]")
+            raise MusaeError(
+                f"the gate for layer {layer} has shape {gate.shape}; give a number, [P], [B, P] or [G, B, P]"
+            )
         functions[layer] = edit.replace(gate=gate, arrays=jax.tree.map(jnp.asarray, edit.arrays))
     return Edits(vectors=vectors, functions=functions)
 

@@ -118,7 +118,9 @@ class _Run:
         self.steps = self.frames + c.delays - 1
         self.capacity = math.ceil((self.steps + 1) / CAPACITY_STEP) * CAPACITY_STEP
         if text is not None and batch_size not in (None, text.states.shape[0]):
-            raise MusaeError(f"batch_size is {batch_size} but the text has {text.states.shape[0]} rows; leave one of them out")
+            raise MusaeError(
+                f"batch_size is {batch_size} but the text has {text.states.shape[0]} rows; leave one of them out"
+            )
         rows = (batch_size or 1) if text is None else text.states.shape[0]
         # A traced scale may be anything, so both branches are then computed.
         plain = not isinstance(guidance_scale, jax.core.Tracer) and float(guidance_scale) == 1.0

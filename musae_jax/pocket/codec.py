@@ -62,7 +62,9 @@ def optimiser(training: CodecTraining) -> optax.GradientTransformation:
     rest = max(training.steps - first, 2)
     schedule = optax.join_schedules(
         [
-            optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, 200, max(first, 201), training.learning_rate / 3),
+            optax.warmup_cosine_decay_schedule(
+                0.0, training.learning_rate, 200, max(first, 201), training.learning_rate / 3
+            ),
             optax.warmup_cosine_decay_schedule(
                 0.0, training.learning_rate / 1.5, min(200, rest - 1), rest, training.learning_rate / 50
             ),
@@ -102,7 +104,13 @@ def _loss(params, codebooks, audio, roll, config: EncodecConfig, training: Codec
     notes = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, roll)) * 10
     loss = spectral + training.waveform_weight * wave + training.note_weight * notes
     loss = loss + training.commitment_weight * commitment
-    metrics = {"loss": loss, "spectral": spectral, "waveform": wave, "notes": notes, "commitment": jnp.float32(commitment)}
+    metrics = {
+        "loss": loss,
+        "spectral": spectral,
+        "waveform": wave,
+        "notes": notes,
+        "commitment": jnp.float32(commitment),
+    }
     return loss, (metrics, extra)
 
 
@@ -117,7 +125,9 @@ def train_step(state, audio, roll, config: EncodecConfig, training: CodecTrainin
     if quantized:
         codes, seen = extra
         key = jax.random.fold_in(jax.random.key(training.seed), state["step"])
-        new["codebooks"], new["counts"] = _update_codebooks(state["codebooks"], state["counts"], codes, seen, key, training)
+        new["codebooks"], new["counts"] = _update_codebooks(
+            state["codebooks"], state["counts"], codes, seen, key, training
+        )
         metrics["used"] = jnp.mean(new["counts"] > training.dead_below)
     return new, metrics
 
@@ -234,7 +244,9 @@ def train_codec(
         if done == training.continuous_steps:
             state = start_codebooks(state, config, training, bank)
         # the batch is a function of the step, so a resumed run sees what an unbroken one would have seen
-        audio, roll = draw_batch(bank, config, training.batch_size, training.crop_frames, np.random.default_rng([training.seed, done]))
+        audio, roll = draw_batch(
+            bank, config, training.batch_size, training.crop_frames, np.random.default_rng([training.seed, done])
+        )
         state, metrics = train_step(state, audio, roll, config, training, done >= training.continuous_steps)
         done += 1
         if progress:
@@ -253,19 +265,18 @@ def encode_bank(state: dict, config: EncodecConfig, bank: Bank, path: str | Path
     """The codes of a whole corpus, int16 [clips, K, T], kept in a .npy file."""
     path = Path(path)
     if not path.exists():
-        encode = jax.jit(
-            lambda p, books, x: quantize(books, EncodecEncoder(config).apply({"params": p}, x[..., None]))
-        )
+        encode = jax.jit(lambda p, books, x: quantize(books, EncodecEncoder(config).apply({"params": p}, x[..., None])))
         out = []
         count = bank.audio.shape[0]
         for start in range(0, count, 8):
             audio = np.zeros((8, bank.audio.shape[1]), np.float32)  # one shape, one compile
             rows = bank.audio[start : start + 8].astype(np.float32) / 32767
             audio[: len(rows)] = rows
-            out.append(np.asarray(encode(state["params"]["encoder"], state["codebooks"], audio))[: len(rows)].astype(np.int16))
+            out.append(
+                np.asarray(encode(state["params"]["encoder"], state["codebooks"], audio))[: len(rows)].astype(np.int16)
+            )
             if progress:
                 progress(min(start + 8, count), count, "clips encoded")
         with atomic_path(path) as temporary:
             np.save(temporary, np.concatenate(out))
     return np.load(path)
-

@@ -102,7 +102,9 @@ def baselines(train: np.ndarray, held_out: np.ndarray, vocabulary: int) -> dict[
     return out
 
 
-def evaluate(config: MusicGenConfig, params: dict, codes: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> dict[str, list[float]]:
+def evaluate(
+    config: MusicGenConfig, params: dict, codes: np.ndarray, ids: np.ndarray, mask: np.ndarray
+) -> dict[str, list[float]]:
     """Held-out nats per codebook with the first caption and without text, over all clips in batches of 8."""
     measure = jax.jit(losses, static_argnums=0)
     out = {"with_text": [], "without_text": []}

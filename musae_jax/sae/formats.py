@@ -1,11 +1,11 @@
 """SAEs on disk, in the layout of SAELens 6, which most tools read; three more files of ours that others ignore.
 
-    cfg.json                      architecture, d_in, d_sae, dtype, device, apply_b_dec_to_input, normalize_activations,
-                                  reshape_activations, metadata {…}; k if architecture is topk
-    sae_weights.safetensors       W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], threshold [F] if jumprelu
-    golden.safetensors            x [n, D] with its f [n, F] and x_hat [n, D], recomputed at load: the wrong rule, a
-                                  changed weight or a bias applied twice cannot go unseen
-    feature_maximum.safetensors   maximum [F], optional: each feature's largest activation, the unit of steering
+cfg.json                      architecture, d_in, d_sae, dtype, device, apply_b_dec_to_input, normalize_activations,
+                              reshape_activations, metadata {…}; k if architecture is topk
+sae_weights.safetensors       W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], threshold [F] if jumprelu
+golden.safetensors            x [n, D] with its f [n, F] and x_hat [n, D], recomputed at load: the wrong rule, a
+                              changed weight or a bias applied twice cannot go unseen
+feature_maximum.safetensors   maximum [F], optional: each feature's largest activation, the unit of steering
 """
 
 import json

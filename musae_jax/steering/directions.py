@@ -22,7 +22,7 @@ def layer_of(sae: SAE) -> int:
     match = re.fullmatch(r"blocks\.(\d+)\.(?:hook_)?resid_post", sae.config.hook)
     if not match:
         raise MusaeError(
-            f"the SAE's hook is {sae.config.hook!r}, expected blocks.{{layer}}.resid_post; set hook_name in its cfg.json"
+            f"the SAE's hook is {sae.config.hook!r}, not blocks.{{layer}}.resid_post; set its hook_name in cfg.json"
         )
     return int(match[1])
 
@@ -45,7 +45,9 @@ def feature_vectors(sae: SAE, strengths: Mapping[int, float], maximum: Any = Non
         if not 0 <= feature < sae.config.d_sae:
             raise MusaeError(f"feature {feature} is not in this SAE; choose from 0 to {sae.config.d_sae - 1}")
         if not maximum[feature] > 0:
-            raise MusaeError(f"feature {feature} never fires on the harvested music, so it cannot be steered; choose another")
+            raise MusaeError(
+                f"feature {feature} never fires on the harvested music, so it cannot be steered; choose another"
+            )
         if not np.isfinite(strengths[feature]):
             raise MusaeError(f"the strength of feature {feature} is {strengths[feature]}; give a finite number")
     sizes = jnp.asarray([strengths[f] * maximum[f] for f in features], jnp.float32)

@@ -84,12 +84,14 @@ def choose_targets(
 ) -> list[Target]:
     """The best-named features: one a name, at most `per_family` a family ("family: value"), by confidence.
 
-    `rows` are those of labels.jsonl of one SAE. Names that the judge knows (`judged`) come first, then the rest, because
-    their effect can be told from the sound alone. Names at or below their null (confidence 0) are not steered.
+    `rows` are those of labels.jsonl of one SAE. Names that the judge knows (`judged`) come first, because their effect
+    can be told from the sound alone. Names at or below their null (confidence 0) are not steered.
     """
     rows, judged = list(rows), set(judged)
     descriptors = {
-        r["feature"]: r["evidence"] for r in rows if r["source"] == "descriptors" and r["evidence"].get("direction") != "equal"
+        r["feature"]: r["evidence"]
+        for r in rows
+        if r["source"] == "descriptors" and r["evidence"].get("direction") != "equal"
     }
     rank = sorted(rows, key=lambda r: (r["name"] not in judged, -r["confidence"], r["feature"]))
     targets: list[Target] = []
@@ -221,19 +223,27 @@ def measure_effects(
     maximum: Any = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Generates, measures and compares; writes effects.jsonl, summary.json and sounds/*.ogg to `out`; returns the summary.
+    """Generates, measures and compares; writes effects.jsonl, summary.json and sounds/*.ogg to `out`.
 
-    `name` is the SAE's name in the run folder. A call that was killed goes on with the batches it had made. Raises
+    Returns the summary. `name` is the SAE's name in the run folder. A call that was killed goes on with the batches it had made. Raises
     `MusaeError` when there is nothing to steer.
     """
     config, out = config or EffectsConfig(), Path(out)
     if not targets or not prompts:
-        raise MusaeError(f"steering needs features and prompts, found {len(targets)} features and {len(prompts)} prompts")
+        raise MusaeError(
+            f"steering needs features and prompts, found {len(targets)} features and {len(prompts)} prompts"
+        )
     maximum = np.asarray(sae.maximum if maximum is None else maximum)
     rows = plan_rows(targets, len(prompts), config.strengths)
     # What decides the clips: their codes are kept under its hash while the call runs.
     request = json.dumps(
-        [dataclasses.asdict(config), [t.feature for t in targets], list(prompts), sae.config.hook, _fingerprint(mg, sae)]
+        [
+            dataclasses.asdict(config),
+            [t.feature for t in targets],
+            list(prompts),
+            sae.config.hook,
+            _fingerprint(mg, sae),
+        ]
     )
     cache = out / "codes" / hashlib.sha256(request.encode()).hexdigest()[:16]
     codes = generate_rows(mg, sae, rows, prompts, cache, config, maximum, progress)
@@ -365,5 +375,3 @@ def _compare(
         "steered_minus_unsteered": bootstrap(sign * (arrays["steered"] - arrays["unsteered"]), resamples, seed),
         "steered_minus_random": bootstrap(sign * (arrays["steered"] - arrays["random"]), resamples, seed),
     }
-
-

@@ -153,7 +153,9 @@ def fit_judge(
     family = exclusive_families(truth, families)
     folds = _folds(tracks if tracks is not None else [str(n) for n in range(len(truth))])
     if folds.max() < 1:
-        raise MusaeError(f"a judge needs clips from at least 2 tracks, found {len(set(tracks or ()))}; compose more clips")
+        raise MusaeError(
+            f"a judge needs clips from at least 2 tracks, found {len(set(tracks or ()))}; compose more clips"
+        )
     predictions = np.empty((len(penalties), *truth.shape))
     for number in range(folds.max() + 1):
         inside, outside = folds != number, folds == number
@@ -274,11 +276,18 @@ def _probabilities(logits: np.ndarray, family: np.ndarray) -> np.ndarray:
     return result
 
 
-def _fit(x: np.ndarray, truth: np.ndarray, family: np.ndarray, penalty: float, start: Any) -> tuple[np.ndarray, np.ndarray]:
+def _fit(
+    x: np.ndarray, truth: np.ndarray, family: np.ndarray, penalty: float, start: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Minimises mean negative log-likelihood + penalty · |w|²/2 by L-BFGS. x [n, M], truth [n, C] -> [M, C], [C]
 
-    Softmax and sigmoid have the same gradient in the logits, p − y, so one objective serves both.
+    Softmax and sigmoid have the same gradient in the logits, p − y, so one objective serves both. With fewer clips than
+    statistics the solution lies in the span of the clips, and is sought there.
     """
+    basis = np.linalg.svd(x, full_matrices=False)[2].T if len(x) < x.shape[1] else None  # [M, n]
+    if basis is not None:
+        x = x @ basis
+        start = None if start is None else (basis.T @ start[0], start[1])
     x = np.concatenate([x, np.ones((len(x), 1))], 1).astype(np.float64)
     target = truth.astype(np.float64)
     ridge = np.full((x.shape[1], 1), penalty)
@@ -297,4 +306,4 @@ def _fit(x: np.ndarray, truth: np.ndarray, family: np.ndarray, penalty: float, s
     first = np.zeros(shape) if start is None else np.concatenate([start[0], start[1][None]])
     found = scipy.optimize.minimize(objective, first.reshape(-1), jac=True, method="L-BFGS-B", options={"maxiter": 100})
     weights = found.x.reshape(shape)
-    return weights[:-1], weights[-1]
+    return (weights[:-1] if basis is None else basis @ weights[:-1]), weights[-1]

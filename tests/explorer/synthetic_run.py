@@ -17,7 +17,12 @@ from musae_jax.labels.truth import measure_truth, name_by_truth, summarise_table
 from musae_jax.steering.effects import Target, summarise
 
 RATE, HOOK, SAE = 16000, "blocks.2.resid_post", "main"
-VOICES = {"flute": (1, 0.1, 0.02), "organ": (1, 0.8, 0.6, 0.5), "piano": (1, 0.5, 0.3, 0.2, 0.1), "synth": (1, 0, 0.33, 0, 0.2)}
+VOICES = {
+    "flute": (1, 0.1, 0.02),
+    "organ": (1, 0.8, 0.6, 0.5),
+    "piano": (1, 0.5, 0.3, 0.2, 0.1),
+    "synth": (1, 0, 0.33, 0, 0.2),
+}
 CONCEPTS = (
     *(Concept(f"instrument: {v}", "instrument") for v in VOICES),
     Concept("drums: any", "drums"),
@@ -53,7 +58,12 @@ def play(rng, seconds):
             hit = audio[start * 320 : start * 320 + 2400]
             hit += (0.3 * rng.normal(size=2400) * np.exp(-np.arange(2400) / 500))[: len(hit)]
             truth[start : start + 5, 8] = True
-    words = ("fast" if fast else "slow", voice, "with drums" if drums else "without drums", "minor" if minor else "major")
+    words = (
+        "fast" if fast else "slow",
+        voice,
+        "with drums" if drums else "without drums",
+        "minor" if minor else "major",
+    )
     return audio.astype(np.float32), truth, " ".join(words)
 
 
@@ -61,12 +71,14 @@ def activities(rng, truth, features, noise):
     """Features that tell of the concepts, each as well as `noise` lets it, then features of nothing. [n, T, F]"""
     clips, frames, concepts = truth.shape
     values = np.zeros((clips, frames, features), np.float32)
+    shape = np.exp(-np.arange(12) / 4)  # a burst dies away
     for f in range(features):
         burst = rng.random((clips, frames)) < rng.choice([0.002, 0.01, 0.05])
         if f % 5 == 4:
             burst &= (rng.random(clips) < 0.15)[:, None]  # rare enough for the filter
-        shape = np.exp(-np.arange(12) / 4)
-        values[:, :, f] = np.apply_along_axis(lambda r: np.convolve(r, shape)[:frames], 1, burst * rng.random((clips, frames)))
+        values[:, :, f] = np.apply_along_axis(
+            lambda r: np.convolve(r, shape)[:frames], 1, burst * rng.random((clips, frames))
+        )
         if f < 3 * concepts:
             knows = rng.random(clips) < 0.95 - noise * (f // concepts) - noise
             drift = 0.55 + 0.45 * np.sin(np.linspace(0, rng.uniform(4, 20), frames) + rng.uniform(0, 6, (clips, 1)))
@@ -88,7 +100,9 @@ def make_run(run, clips=60, features=120, seconds=8.0, seed=0, truth=True):
     frames = known.active.shape[1]
 
     def dictionary(noise, count):
-        return Activity(ids, frames, scipy.sparse.csr_array(activities(rng, known.active, count, noise).reshape(-1, count)))
+        return Activity(
+            ids, frames, scipy.sparse.csr_array(activities(rng, known.active, count, noise).reshape(-1, count))
+        )
 
     activity = dictionary(0.08, features)
     folder = run / "features" / HOOK / SAE
@@ -103,13 +117,17 @@ def make_run(run, clips=60, features=120, seconds=8.0, seed=0, truth=True):
     if truth:
         neuron = dictionary(0.16, 24)
         neuron = Activity(ids, frames, neuron.values.todense() + rng.normal(size=neuron.values.shape) * 0.2)
-        scores = measure_truth({"sae": activity, "neuron": neuron, "random_weights": dictionary(0.4, 60)}, known, halves)
+        scores = measure_truth(
+            {"sae": activity, "neuron": neuron, "random_weights": dictionary(0.4, 60)}, known, halves
+        )
         labels = name_by_truth(scores["sae"], known, HOOK, SAE) + labels
         table = truth_table(scores, known)
         write_json_lines(run / "validation" / "truth_table.jsonl", table)
         write_json(run / "validation" / "truth_summary.json", summarise_table(table, list(scores)))
         row = {"accuracy": 0.93, "balanced_accuracy": 0.9, "auroc": 0.96, "base_rate": 0.25, "softmax": True}
-        write_json_lines(run / "validation" / "judge.jsonl", [{"concept": c.name, **row} for c in CONCEPTS if c.level == "clip"])
+        write_json_lines(
+            run / "validation" / "judge.jsonl", [{"concept": c.name, **row} for c in CONCEPTS if c.level == "clip"]
+        )
         steer(run / "steering", rng, labels)
     write_json_lines(run / "labels" / "labels.jsonl", labels)
 
@@ -118,8 +136,12 @@ def make_run(run, clips=60, features=120, seconds=8.0, seed=0, truth=True):
     write_json(run / "sae" / HOOK / SAE / "metrics.json", quality)
     write_json(run / "sae" / HOOK / "random-weights" / "metrics.json", control)
     steps = range(20, 2001, 20)
-    write_json_lines(run / "sae" / HOOK / SAE / "train.jsonl", [{"step": s, "fvu": 0.2 + 0.8 * np.exp(-s / 250)} for s in steps])
-    write_json(run / "run.json", {"config": {"layers": [2], "seed": seed, "seconds": seconds}, "versions": {"jax": "0.10.2"}})
+    write_json_lines(
+        run / "sae" / HOOK / SAE / "train.jsonl", [{"step": s, "fvu": 0.2 + 0.8 * np.exp(-s / 250)} for s in steps]
+    )
+    write_json(
+        run / "run.json", {"config": {"layers": [2], "seed": seed, "seconds": seconds}, "versions": {"jax": "0.10.2"}}
+    )
     return run
 
 
@@ -132,7 +154,13 @@ def steer(out, rng, labels):
     rows = []
     for target in targets:
         for prompt, text in enumerate(prompts):
-            for condition, strength, gain in (("unsteered", 0.0, 0.0), ("steered", 0.5, 0.3), ("random", 0.5, 0.02), ("steered", 1.0, 0.6), ("random", 1.0, 0.04)):
+            for condition, strength, gain in (
+                ("unsteered", 0.0, 0.0),
+                ("steered", 0.5, 0.3),
+                ("random", 0.5, 0.02),
+                ("steered", 1.0, 0.6),
+                ("random", 1.0, 0.04),
+            ):
                 where = "unsteered" if condition == "unsteered" else f"f{target.feature}-{condition}-{strength:g}"
                 sound = f"sounds/{where}-p{prompt}.ogg"
                 if not (out / sound).exists():
@@ -151,4 +179,6 @@ if __name__ == "__main__":
     from musae_jax.explorer.report import write_report
 
     folder = make_run(sys.argv[1], *map(int, sys.argv[2:]))
-    print(write_report(folder, "Concepts in the pocket model", {"model": "pocket", "music": "60 composed clips of 8 s"}))
+    print(
+        write_report(folder, "Concepts in the pocket model", {"model": "pocket", "music": "60 composed clips of 8 s"})
+    )

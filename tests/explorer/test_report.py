@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from musae_jax.files import read_json_lines, write_json, write_json_lines
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     run = make_run(tmp_path_factory.mktemp("run"), clips=32, features=48, seconds=2.0)
-    write_report(run, "A </script> & \"title\"", {"model": "tiny"}, media_features=8)
+    write_report(run, 'A </script> & "title"', {"model": "tiny"}, media_features=8)
     return run
 
 
@@ -95,7 +96,7 @@ def test_a_title_cannot_break_the_page(run):
 def test_writing_again_replaces_the_report(run):
     before = data_of(run)
     (run / "report" / "stray.txt").write_text("old")
-    write_report(run, "A </script> & \"title\"", {"model": "tiny"}, media_features=8)
+    write_report(run, 'A </script> & "title"', {"model": "tiny"}, media_features=8)
     after = data_of(run)
     assert not (run / "report" / "stray.txt").exists()
     before["about"], after["about"] = before["about"][:-1], after["about"][:-1]  # the date
@@ -125,48 +126,19 @@ def test_two_dictionaries(tmp_path):
     run = make_run(tmp_path, clips=16, features=24, seconds=1.0, truth=False)
     other = run / "features" / "blocks.0.resid_post" / "wide"
     shutil.copytree(run / "features" / HOOK / SAE, other)
-    write_json(run / "sae" / "blocks.0.resid_post" / "wide" / "metrics.json", {"fvu": 0.1, "l0": 3.0, "dead_share": 0.0})
+    write_json(
+        run / "sae" / "blocks.0.resid_post" / "wide" / "metrics.json", {"fvu": 0.1, "l0": 3.0, "dead_share": 0.0}
+    )
     write_json_lines(run / "sae" / "blocks.0.resid_post" / "wide" / "train.jsonl", [])
     write_report(run)
     data = data_of(run)
     assert len(data["features"]) == 48 and [s["hook"] for s in data["saes"]] == ["blocks.0.resid_post", HOOK]
 
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-SCENE = """
-<script>
-window.addEventListener("error", (e) => { document.title = "ERROR " + e.message; });
-setTimeout(() => {
-  const get = (id) => document.querySelector(`[data-testid="${id}"]`), all = (id) => [...document.querySelectorAll(`[data-testid="${id}"]`)];
-  const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
-  const out = {}, ids = () => all("feature-row").map((r) => Number(r.querySelector(".id").textContent));
-  const wait = () => new Promise((done) => setTimeout(done, 60));
-  (async () => {
-    out.rows = all("feature-row").length;
-    out.tiles = all("tile").length;
-    out.first = location.hash;
-    out.title = get("feature-title").textContent;
-    out.curves = document.querySelectorAll(".curve").length;
-    get("sort-feature").click(); out.ascending = ids();
-    get("sort-density").click(); out.dense = all("feature-row").map((r) => parseFloat(r.children[3].textContent));
-    get("search").value = out.title; get("search").dispatchEvent(new Event("input")); out.found = all("feature-row").map((r) => r.textContent);
-    get("search").value = ""; get("search").dispatchEvent(new Event("input"));
-    get("sort-feature").click(); all("feature-row")[0].click(); await wait(); out.clicked = location.hash;
-    press("ArrowDown"); await wait(); out.down = location.hash;
-    press("ArrowUp"); await wait(); out.up = location.hash;
-    const track = get("track"); if (track) { track.focus(); track.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true, cancelable: true })); }
-    await wait(); out.afterSeek = location.hash;
-    for (const tab of ["truth", "steering", "run"]) { get("tab-" + tab).click(); await wait(); out[tab] = document.getElementById("main").textContent.length; if (tab === "truth") { out.concepts = all("truth-row").length; get("truth-sort-0").click(); out.truthFirst = all("truth-row")[0].children[0].textContent; } if (tab === "steering") out.effects = all("effects-row").length; }
-    get("theme").click(); out.theme = document.documentElement.dataset.theme;
-    get("tab-concepts").click(); await wait(); out.back = location.hash;
-    const steered = Object.keys(JSON.parse(document.getElementById("data").textContent).steering)[0];
-    location.hash = "f/" + encodeURIComponent(steered); await wait(); out.players = all("clip").length; out.steering = !!get("steering");
-    const result = document.createElement("pre"); result.id = "result"; result.textContent = JSON.stringify(out); document.body.append(result);
-  })().catch((e) => { document.title = "ERROR " + e.message; });
-}, 100);
-</script>
-</body>
-"""
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+SCENE = Path(__file__).with_name("scene.html").read_text(encoding="utf-8")  # clicks through the page
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
@@ -185,7 +157,7 @@ def test_the_page_works_in_a_browser(run, tmp_path):
     assert out["ascending"] == list(range(48)) and out["dense"] == sorted(out["dense"], reverse=True)
     assert 0 < len(out["found"]) < 48 and all(out["title"] in text for text in out["found"])
     assert out["clicked"].endswith("%2F0") and out["down"].endswith("%2F1") and out["up"].endswith("%2F0")
-    assert out["afterSeek"] == out["up"]  # an arrow on a player seeks and leaves the feature
+    assert out["players"] >= 9 and out["steering"]
+    assert out["stayed"] and out["cursor"] > 90  # an arrow on a player seeks and leaves the feature
     assert out["concepts"] == len(CONCEPTS) and out["truthFirst"] == min(c.name for c in CONCEPTS)
-    assert out["effects"] == 4 and out["run"] > 200 and out["theme"] in ("dark", "light")
-    assert out["back"].endswith("%2F0") and out["players"] >= 9 and out["steering"]
+    assert out["effects"] == 4 and out["run"] > 200 and out["switched"] and out["back"]

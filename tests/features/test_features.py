@@ -45,10 +45,12 @@ def test_encoding_a_store_in_chunks_equals_encoding_it_at_once():
         return jnp.maximum(x @ weights - 1.0, 0)
 
     expected = np.asarray(encode(residuals[:, 1:].reshape(-1, 5)))  # the start step is left out
+    seen = []
     for chunk in (7, 4096):
-        seen = []
+        seen.clear()
         activity = encode_store(Shards(residuals, 3), encode, chunk=chunk, progress=lambda *step: seen.append(step))
-        assert activity.clip_ids == tuple(f"clip{n}" for n in range(7)) and activity.frames == 8 and seen == [(n, 7, "clips") for n in (3, 6, 7)]
+        assert activity.clip_ids == tuple(f"clip{n}" for n in range(7)) and activity.frames == 8
+        assert seen == [(n, 7, "clips") for n in (3, 6, 7)]
         np.testing.assert_allclose(activity.values.todense(), expected, atol=1e-6)
     dense = Activity(activity.clip_ids, 8, expected)
     for other in (activity, activity.subset(range(7))):
@@ -130,7 +132,7 @@ def test_exemplars_are_the_strongest_clips_of_each_half(activity, tmp_path):
     save_exemplars(tmp_path, [])
     assert load_exemplars(tmp_path) == []
     (tmp_path / "exemplars.jsonl").write_text(json.dumps({"feature": 1}) + "\n")
-    with pytest.raises(MusaeError, match="0 curves where exemplars.jsonl has 1 lines"):
+    with pytest.raises(MusaeError, match=r"0 curves where exemplars\.jsonl has 1 lines"):
         load_exemplars(tmp_path)
 
 

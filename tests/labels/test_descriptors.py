@@ -79,7 +79,10 @@ def test_a_feature_that_follows_brightness_is_named_so():
     ids = tuple(f"c{n}" for n in range(80))
     halves = {c: "label" if n % 2 else "score" for n, c in enumerate(ids)}
     pitches = rng.uniform(45, 90, len(ids))
-    audio = {c: (tone(p, 10 ** rng.uniform(-2, -0.5)) + 0.001 * rng.normal(size=len(TIME)))[: RATE].astype(np.float32) for c, p in zip(ids, pitches)}
+    audio = {
+        c: (tone(p, 10 ** rng.uniform(-2, -0.5)) + 0.001 * rng.normal(size=len(TIME)))[:RATE].astype(np.float32)
+        for c, p in zip(ids, pitches)
+    }
     values = describe_clips(ids, audio.__getitem__, RATE)
     frames = np.zeros((len(ids), 10, 4), np.float32)
     frames[:, :, 0] = np.maximum(pitches - 65, 0)[:, None]
@@ -105,3 +108,10 @@ def test_thirds_are_cut_on_the_label_half_only():
     assert notes[0]["threshold"] == pytest.approx(10 / 3, abs=1e-3)
     assert truth.active[:, 0, 0].tolist() == [False] * 4 + [True] * 8
     assert {c.family for c in truth.concepts} == {"loudness", "mode", "key"}  # what does not vary gives no concept
+
+
+def test_too_few_clips_give_no_names():
+    values = np.zeros((3, len(COLUMNS)))
+    activity = Activity(("a", "b", "c"), 2, np.ones((6, 4), np.float32))
+    for halves in ({"a": "label", "b": "label", "c": "label"}, {"a": "label", "b": "label", "c": "score"}):
+        assert name_by_descriptors(activity, values, halves, "h", "s") == []

@@ -62,7 +62,7 @@ def test_concepts_that_cannot_be_judged_are_nan_everywhere(corpus):
 
 
 def test_rows(corpus):
-    *_, truth, halves, tracks, scores = corpus[0], *corpus[1:]
+    _, truth, _, _, scores = corpus
     rows = name_by_truth(scores, truth, "blocks.2.resid_post", "main", features=[FLUTE, DEAD, SNARE])
     assert [r["feature"] for r in rows] == [FLUTE, SNARE]
     row = json.loads(json.dumps(rows[0], allow_nan=False))

@@ -63,9 +63,7 @@ def test_saved_by_us_read_by_transformers_and_by_us(pair, tmp_path, size):
     save_musicgen(tmp_path / "again", again)
     assert_same(mg, again)
     assert_same(again, load_musicgen(tmp_path / "again"))
-    np.testing.assert_array_equal(
-        encode_text(again, ["slow piano", "drums"]).mask[:, :4], [[1, 1, 1, 0], [1, 1, 0, 0]]
-    )
+    np.testing.assert_array_equal(encode_text(again, ["slow piano", "drums"]).mask[:, :4], [[1, 1, 1, 0], [1, 1, 0, 0]])
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
@@ -162,7 +160,12 @@ def test_unknown_config_attributes_are_refused_by_name(broken):
     config["conditioner"] = {}
     with pytest.raises(MusaeError) as error:
         load()
-    for words in ("decoder.rotary_base", "decoder.scale_embedding is True", "text_encoder.mixture", "conditioner is an"):
+    for words in (
+        "decoder.rotary_base",
+        "decoder.scale_embedding is True",
+        "text_encoder.mixture",
+        "conditioner is an",
+    ):
         assert words in str(error.value)
 
 

@@ -51,10 +51,10 @@ def test_greedy_with_guidance_equals_transformers_for_100_steps(pair, size):
 
 
 def test_greedy_without_guidance_and_without_text_equals_transformers(pair):
-    mg, model = pair("odd").ours, pair("odd").theirs
+    mg, model = pair("even").ours, pair("even").theirs
     ids = torch.tensor(IDS)
     codes, _ = torch_generate(model, 40, input_ids=ids, attention_mask=(ids != 0).long(), guidance_scale=1.0)
-    gen = generate(mg.config, mg.params, encode_text(mg, IDS), KEY, 38 / 50, guidance_scale=1.0, temperature=0.0)
+    gen = generate(mg.config, mg.params, encode_text(mg, IDS), KEY, 37 / 50, guidance_scale=1.0, temperature=0.0)
     np.testing.assert_array_equal(gen.codes, codes)
     zeros = torch.zeros(2, 4, mg.config.text.d_model)
     from transformers.modeling_outputs import BaseModelOutput
@@ -62,22 +62,22 @@ def test_greedy_without_guidance_and_without_text_equals_transformers(pair):
     codes, _ = torch_generate(
         model, 40, encoder_outputs=BaseModelOutput(zeros), attention_mask=torch.zeros(2, 4).long(), guidance_scale=1.0
     )
-    gen = generate(mg.config, mg.params, None, KEY, 38 / 50, temperature=0.0, batch_size=2)
+    gen = generate(mg.config, mg.params, None, KEY, 37 / 50, temperature=0.0, batch_size=2)
     np.testing.assert_array_equal(gen.codes, codes)
 
 
 def test_the_cache_gives_the_teacher_forced_logits(pair):
     """Step by step, and in two pieces, the logits are those of one forward pass."""
-    mg = pair("odd").ours
+    mg = pair("even").ours
     c = mg.config.decoder
-    codes = np.random.default_rng(1).integers(0, c.vocab_size, (2, 3, 11))
+    codes = np.random.default_rng(1).integers(0, c.vocab_size, (2, 4, 11))
     text = encode_text(mg, IDS[:2])
     whole = forward(mg.config, mg.params, codes, text)
     decoder, variables = Decoder(c), {"params": mg.params["decoder"]}
     columns = apply_delay(codes, c.pad_token_id)
     cross = decoder.apply(variables, text, method="cross")
-    zeros = [jnp.zeros((2, 16, 3, 13)) for _ in range(10)]
-    cache = Cache(keys=tuple(zeros[:5]), values=tuple(zeros[5:]))
+    zeros = [jnp.zeros((2, 16, 4, 8)) for _ in range(4)]
+    cache = Cache(keys=tuple(zeros[:2]), values=tuple(zeros[2:]))
     step = jax.jit(lambda piece, cache, start: decoder.apply(variables, piece, cross, cache, start))
     pieces, start = [], 0
     for length in (7, 1, 1, 1, 1, 1):
@@ -168,9 +168,8 @@ def test_strength_never_compiles_again(pair):
     assert plain.audio is None
 
 
-@pytest.mark.parametrize("size", ["even", "stereo"])
-def test_the_stream_laid_end_to_end_is_the_whole(pair, size):
-    mg = pair(size).ours
+def test_the_stream_laid_end_to_end_is_the_whole(pair):
+    mg = pair("stereo").ours
     text = encode_text(mg, IDS[:2])
     whole = generate(mg.config, mg.params, text, KEY, 0.66)
     chunks = list(generate_stream(mg.config, mg.params, text, KEY, 0.66, chunk_seconds=0.2))
@@ -199,9 +198,9 @@ def test_lookahead_is_enough_and_not_wasteful(pair):
 def test_generate_under_jit(pair):
     mg = pair("even").ours
     text = encode_text(mg, IDS[:2])
-    jitted = jax.jit(lambda p, t, k, s: generate(mg.config, p, t, k, 0.3, s))
+    jitted = jax.jit(lambda p, t, k, s: generate(mg.config, p, t, k, 0.3, s, audio=False))
     gen = jitted(mg.params, text, KEY, 3.0)
-    np.testing.assert_array_equal(gen.codes, generate(mg.config, mg.params, text, KEY, 0.3).codes)
+    np.testing.assert_array_equal(gen.codes, generate(mg.config, mg.params, text, KEY, 0.3, audio=False).codes)
 
 
 @pytest.mark.parametrize(

@@ -212,13 +212,14 @@ def test_edits(pair):
     schedule = rng.normal(size=(2, 2, 4, c.hidden_size)).astype(np.float32)  # [G, B, P, D], shorter than the clip
     held = np.concatenate([schedule, np.repeat(schedule[:, :, -1:], 6, axis=2)], axis=2)
     for branch, condition in enumerate((text, None)):
-        base = forward(mg.config, mg.params, codes, condition, taps=(1,))
-        out = forward(mg.config, mg.params, codes, condition, taps=(1,), edits=Edits({1: schedule}))
+        base = forward(mg.config, mg.params, codes, condition, taps=(1,), logits=False)
+        out = forward(mg.config, mg.params, codes, condition, taps=(1,), edits=Edits({1: schedule}), logits=False)
         assert_close(out.residuals[1], base.residuals[1] + held[branch], 1e-6)
 
     arrays = {"encode": rng.normal(size=(39, 60)), "decode": rng.normal(size=(60, 39)).astype(np.float32)}
     gate = np.array([0.0, 0.5, 1.0], np.float32)
-    out = forward(mg.config, mg.params, codes, text, taps=(1,), edits=Edits({}, {1: FunctionEdit(add_scaled, arrays, gate)}))
+    edits = Edits({}, {1: FunctionEdit(add_scaled, arrays, gate)})
+    out = forward(mg.config, mg.params, codes, text, taps=(1,), edits=edits, logits=False)
     arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays)
     by_hand = add_scaled(arrays, plain.residuals[1]) * np.minimum(np.arange(10), 2)[:, None] / 2
     assert_close(out.residuals[1], plain.residuals[1] + by_hand, 1e-5)

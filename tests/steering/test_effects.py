@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -34,7 +35,9 @@ PROMPTS = ["slow piano", "fast flute"]
 
 @pytest.fixture(scope="module")
 def mg():
-    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "slow": 2, "piano": 3, "fast": 4, "flute": 5}, unk_token="<pad>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({"<pad>": 0, "slow": 2, "piano": 3, "fast": 4, "flute": 5}, unk_token="<pad>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     config = MusicGenConfig(
         text=T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2),
@@ -71,11 +74,9 @@ def test_random_rows_have_the_norm_of_their_steered_rows(sae):
     assert norms[0] == 0
     for i, row in enumerate(rows):
         if row.condition == "random":
-            np.testing.assert_allclose(norms[i], norms[rows.index(dataclass_replace(row, "steered"))], rtol=1e-5)
-
-
-def dataclass_replace(row, condition):
-    return effects.Row(row.target, condition, row.strength, row.prompt)
+            np.testing.assert_allclose(
+                norms[i], norms[rows.index(dataclasses.replace(row, condition="steered"))], rtol=1e-5
+            )
 
 
 def test_rows_of_a_prompt_differ_by_their_vector_only(mg, sae, tmp_path):
@@ -105,7 +106,11 @@ def test_effects_from_generation_to_files(mg, sae, tmp_path):
     assert feature["feature"] == 2 and [s["strength"] for s in feature["strengths"]] == [0.5, 1.0]
     assert feature["strengths"][0]["judge"] is None
     by_hand = [
-        next(r["activation"] for r in rows if r["feature"] == 2 and r["condition"] == c and r["prompt"] == p and r["strength"] == s)
+        next(
+            r["activation"]
+            for r in rows
+            if r["feature"] == 2 and r["condition"] == c and r["prompt"] == p and r["strength"] == s
+        )
         for p in (0, 1)
         for c, s in (("steered", 1.0), ("unsteered", 0.0))
     ]

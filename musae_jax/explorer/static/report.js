@@ -333,12 +333,13 @@
     const page = make("section", { class: "sheet", "aria-label": "Table of truth" });
     page.append(make("header", {}, make("h2", {}, "Is there a feature for each concept?"), make("p", { class: "lede" }, "The composer knows what it wrote. For each concept the best feature is chosen on one half of the tracks and scored on the other, as are the best raw neuron of the same layer (either sign) and the best feature of an autoencoder trained on the same architecture with random weights.")));
     if (!data.truth.length) { page.append(make("div", { class: "panel empty" }, "This music came without truth, so there is nothing to compare with.")); return page; }
+    const layers = new Set(data.truth.map((r) => r.hook)).size;
     const s = data.truthSummary;
     if (s) page.append(make("p", { "data-testid": "truth-summary" }, `Mean held-out AUROC over ${s.judged} concepts: `, make("b", {}, `SAE ${number(s.sae && s.sae.mean_auroc)}`), s.neuron ? `, neurons ${number(s.neuron.mean_auroc)}` : "", s.random_weights ? `, random weights ${number(s.random_weights.mean_auroc)}` : "", s.sae ? `. The SAE’s best feature exceeds its null for ${s.sae.above_null}.` : ""));
     const key = (kind, text) => make("span", {}, kind === "null" ? draw("svg", { viewBox: "0 0 12 12", class: "symbol", "aria-hidden": "true" }, draw("rect", { class: "null", x: 0, y: 3, width: 12, height: 6 })) : markOf(kind), ` ${text}`);
     page.append(make("div", { class: "legend", style: "margin-top:14px" }, key("dot", "SAE feature"), key("neuron", "raw neuron"), key("random", "random weights"), key("null", "null of the same choice on shuffled clips, 95 %"), make("span", {}, "scale 0.3 to 1, tick at 0.5")));
     page.append(sortable([
-      { text: "Concept", value: (r) => r.concept, cell: (r) => r.concept },
+      { text: "Concept", value: (r) => r.concept, cell: (r) => [r.concept, layers > 1 ? make("span", { class: "quiet small" }, ` ${r.hook}`) : null].filter(Boolean) },
       { text: "Base rate", kind: "number", value: (r) => r.base_rate, cell: (r) => percent(r.base_rate, 0) },
       { text: "AUROC, held out", cell: (r) => (r.sae_auroc == null ? make("span", { class: "quiet small" }, "too few clips") : strip(r.sae_auroc, r.sae_null_p95, [["random", r.random_weights_auroc], ["neuron", r.neuron_auroc]], `SAE ${number(r.sae_auroc)}, neuron ${number(r.neuron_auroc)}, random weights ${number(r.random_weights_auroc)}`)) },
       { text: "SAE", kind: "number", value: dictionary("sae"), cell: (r) => linked(r, "sae") },
