@@ -1,4 +1,4 @@
-"""Training state on disk: orbax's `CheckpointManager`, so that a run killed at any moment goes on from its last save."""
+"""Training state on disk: orbax's `CheckpointManager`, so that a killed run goes on from its last save."""
 
 from pathlib import Path
 from typing import Any

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -89,6 +89,18 @@ class TrainPocketFlags:
     """Composed clips of ten seconds to train on."""
 
 
+@dataclass(frozen=True)
+class BenchFlags:
+    """Measures and prints a table; a control stands beside every figure."""
+
+    name: tyro.conf.Positional[Literal["pocket"]]
+    """pocket: what the pocket model has learned, on held-out music."""
+    model: str = "pocket"
+    """The model to measure."""
+    json: Path | None = None
+    """Also write the figures here."""
+
+
 def run_verb(config: RunConfig) -> str:
     from musae_jax.progress import progress_bar
     from musae_jax.run import STAGES, begin_run, is_done, run_stage
@@ -155,7 +167,8 @@ def generate_verb(flags: GenerateFlags) -> str:
     )
     write_audio(flags.out, np.asarray(made.audio[0]), mg.config.sampling_rate)
     took = time.perf_counter() - started
-    return f"{flags.out}: {flags.seconds:g} s of music in {took:.1f} s ({flags.seconds / took:.2f} × real time, compiling included)"
+    rate = flags.seconds / took
+    return f"{flags.out}: {flags.seconds:g} s of music in {took:.1f} s ({rate:.2f} × real time, compiling included)"
 
 
 def info_verb(flags: InfoFlags) -> str:
@@ -168,6 +181,26 @@ def doctor_verb(flags: DoctorFlags) -> str:
     from musae_jax.info import doctor
 
     return doctor()
+
+
+def bench_verb(flags: BenchFlags) -> str:
+    from musae_jax.bench.pocket import measure_pocket
+    from musae_jax.files import write_json
+    from musae_jax.models.checkpoints import load_musicgen
+    from musae_jax.progress import progress_bar
+
+    with progress_bar("measure", console) as progress:
+        figures = measure_pocket(load_musicgen(flags.model), progress=progress)
+    if flags.json:
+        write_json(flags.json, figures)
+
+    def shown(value: Any) -> str:
+        return " ".join(map(shown, value)) if isinstance(value, list) else f"{value:.3g}"
+
+    lines = []
+    for part, rows in figures.items():
+        lines += [part, *(f"  {name:<28} {shown(value)}" for name, value in rows.items())]
+    return "\n".join(lines)
 
 
 def train_pocket_verb(flags: TrainPocketFlags) -> str:
@@ -208,6 +241,7 @@ VERBS = {
     "generate": Verb(GenerateFlags, generate_verb, "prompt to sound"),
     "info": Verb(InfoFlags, info_verb, "what a checkpoint, store, SAE or run is"),
     "doctor": Verb(DoctorFlags, doctor_verb, "versions, devices, what is missing"),
+    "bench": Verb(BenchFlags, bench_verb, "what was learned, measured on held-out music"),
     "train-pocket": Verb(TrainPocketFlags, train_pocket_verb, "train the bundled model anew"),
 }
 

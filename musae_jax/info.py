@@ -36,11 +36,10 @@ def describe(path: str) -> str:
     mg = load_musicgen(path)
     c = mg.config
     count = sum(leaf.size for leaf in jax.tree.leaves(mg.params))
-    return (
-        f"MusicGen: {c.decoder.num_hidden_layers} blocks of width {c.decoder.hidden_size}, {c.num_codebooks} codebooks of "
-        f"{c.decoder.vocab_size}, {c.frame_rate:g} Hz frames, {c.sampling_rate} Hz sound, {count / 1e6:.1f} M parameters, "
-        f"{'with' if mg.tokenizer is not None else 'without'} tokenizer"
-    )
+    sizes = f"{c.decoder.num_hidden_layers} blocks of width {c.decoder.hidden_size}"
+    codes = f"{c.num_codebooks} codebooks of {c.decoder.vocab_size}, {c.frame_rate:g} Hz frames"
+    tokenizer = "with" if mg.tokenizer is not None else "without"
+    return f"MusicGen: {sizes}, {codes}, {c.sampling_rate} Hz sound, {count / 1e6:.1f} M parameters, {tokenizer} tokenizer"
 
 
 def doctor() -> str:

@@ -149,7 +149,7 @@ def _melody(style: Style, chords: list[_Chord], rng: np.random.Generator) -> lis
     ladder = [p for p in range(lowest, lowest + 15) if (p - style.tonic) % 12 in c.MODES[style.mode]]
     patterns = _RHYTHMS[style.rhythm][style.metre]
     motif = []  # two bars of (length in sixteenths, move in scale steps)
-    for bar in range(2):
+    for _ in range(2):
         lengths = patterns[rng.integers(len(patterns))]
         motif.append([(length, int(rng.choice([-2, -1, -1, 0, 1, 1, 2]))) for length in lengths])
     notes, place = [], len(ladder) // 2

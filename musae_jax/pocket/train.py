@@ -49,8 +49,8 @@ class PocketTraining:
     clips: int = 2000
     held_out_clips: int = 64
     seconds: float = 10.0
-    codec: CodecTraining = CodecTraining()
-    language_model: LanguageModelTraining = LanguageModelTraining()
+    codec: CodecTraining = dataclasses.field(default_factory=CodecTraining)
+    language_model: LanguageModelTraining = dataclasses.field(default_factory=LanguageModelTraining)
 
 
 def train_pocket(
