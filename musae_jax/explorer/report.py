@@ -26,6 +26,7 @@ from musae_jax.files import atomic_folder, read_json, read_json_lines
 
 CONTROL = "random"  # SAEs with this in their name were trained on a model with random weights: shown beside, not listed
 THRESHOLD = 0.3  # share of a feature's maximum above which a span is shaded
+SCRIPTS = ("elements.js", "sound.js", "list.js", "feature.js", "pages.js", "report.js")  # one scope, in this order
 Key = tuple[str, str, int]  # hook, SAE, feature
 
 
@@ -231,9 +232,10 @@ def _about(run: Path, about: Mapping[str, Any] | None) -> list[list[str]]:
 
 def _page(data: Mapping[str, Any]) -> str:
     static = files("musae_jax.explorer") / "static"
-    page, style, script = (
-        (static / name).read_text(encoding="utf-8") for name in ("template.html", "report.css", "report.js")
+    page, style, *scripts = (
+        (static / name).read_text(encoding="utf-8") for name in ("template.html", "report.css", *SCRIPTS)
     )
+    script = "\n".join(scripts)
     # an escaped "<" cannot end the script element early
     payload = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     for slot, text in (

@@ -85,8 +85,8 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
     except Exception as error:  # no network, no such model, no permission: many types, one meaning
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MusaeError(
-            f"{source} is no local folder and could not be fetched from the Hugging Face hub ({reason}); check the name "
-            "and the network, or download it and give the folder"
+            f"{source} is no local folder and could not be fetched from the Hugging Face hub ({reason}); check the "
+            "name and the network, or download it and give the folder"
         ) from None
 
 
@@ -145,7 +145,8 @@ def read_tokenizer(folder: Path) -> Any:
         except Exception as error:  # missing sentencepiece, broken file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise MusaeError(
-                f"{folder / 'spiece.model'} cannot be read ({reason}); add tokenizer.json, or remove it and pass token ids"
+                f"{folder / 'spiece.model'} cannot be read ({reason}); add tokenizer.json, or remove it "
+                "and pass token ids"
             ) from None
     return None
 

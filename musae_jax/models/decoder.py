@@ -70,7 +70,8 @@ class TextStates:
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of every layer, each [rows, capacity, H, d]."""
+    """Keys [rows, H, d, capacity] and values [rows, H, capacity, d] of every layer: the order in which attention
+    multiplies them, so that a decode step does not transpose the whole cache."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
@@ -78,7 +79,7 @@ class Cache:
 
 @flax.struct.dataclass
 class Cross:
-    """Cross-attention keys and values of every layer, each [B, L, H, d], and the additive mask [B, 1, 1, L]."""
+    """Cross-attention keys [B, H, d, L], values [B, H, L, d] of every layer, and the additive mask [B, 1, 1, L]."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
@@ -96,10 +97,11 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) -> jax.Array:
-    """Softmax attention: query [R, P, H, d], key and value [R, S, H, d], bias broadcast to [R, H, P, S] -> [R, P, H·d]."""
-    scores = jnp.einsum("rphd,rshd->rhps", query * query.shape[-1] ** -0.5, key).astype(jnp.float32) + bias
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("rhps,rshd->rphd", weights, value).reshape(*query.shape[:2], -1)
+    """Softmax attention: query [R, P, H, d], key [R, H, d, S], value [R, H, S, d], bias [R?, H?, P, S] -> [R, P, H·d]."""
+    query = query.transpose(0, 2, 1, 3) * query.shape[-1] ** -0.5
+    weights = jax.nn.softmax((query @ key).astype(jnp.float32) + bias, axis=-1).astype(value.dtype)  # [R, H, P, S]
+    mixed = (weights @ value).transpose(0, 2, 1, 3)
+    return mixed.reshape(*mixed.shape[:2], -1)
 
 
 class Attention(nn.Module):
@@ -121,7 +123,7 @@ class Attention(nn.Module):
         return self._heads(self.query(x))
 
     def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self._heads(self.key(x)), self._heads(self.value(x))
+        return self._heads(self.key(x)).transpose(0, 2, 3, 1), self._heads(self.value(x)).transpose(0, 2, 1, 3)
 
 
 class Block(nn.Module):
@@ -138,13 +140,13 @@ class Block(nn.Module):
         self.down = nn.Dense(c.hidden_size, use_bias=False, kernel_init=init)
 
     def __call__(self, x, bias, cross, cache, start):
-        """`bias` masks self-attention, `cross` is (keys, values, bias) or None, `cache` (keys, values) or None; `start` is
-        where in the cache the new keys go. Returns the stream and the keys and values attended to."""
+        """`bias` masks self-attention, `cross` is (keys, values, bias) or None, `cache` (keys, values) or None; `start`
+        is where in the cache the new keys go. Returns the stream and the keys and values attended to."""
         h = self.self_norm(x)
         query, (key, value) = self.self_attention.queries(h), self.self_attention.keys_values(h)
         if cache is not None:
-            key = jax.lax.dynamic_update_slice_in_dim(cache[0], key.astype(cache[0].dtype), start, axis=1)
-            value = jax.lax.dynamic_update_slice_in_dim(cache[1], value.astype(cache[1].dtype), start, axis=1)
+            key = jax.lax.dynamic_update_slice_in_dim(cache[0], key.astype(cache[0].dtype), start, axis=3)
+            value = jax.lax.dynamic_update_slice_in_dim(cache[1], value.astype(cache[1].dtype), start, axis=2)
         x = x + self.self_attention.out(attention(query, key, value, bias))
         if cross is not None:
             # Rows beyond the text are unconditional: their keys and values would be all zero, so nothing is added.
@@ -198,7 +200,7 @@ class Decoder(nn.Module):
         positions = start + jnp.arange(length)
         x = sum(self.embedding[k][columns[:, k]] for k in range(c.num_codebooks))  # [R, P, D]
         x = x + sinusoids(positions, c.hidden_size).astype(x.dtype)
-        seen = jnp.arange(length if cache is None else cache.keys[0].shape[1])
+        seen = jnp.arange(length if cache is None else cache.keys[0].shape[3])
         bias = jnp.where(seen[None, :] <= (positions if cache is not None else seen)[:, None], 0.0, MASKED)  # [P, S]
         residuals, pairs = {}, []
         depth = c.num_hidden_layers if logits else max(taps, default=-1) + 1

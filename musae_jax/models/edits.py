@@ -85,7 +85,7 @@ def _select(values: jax.Array, branches: tuple[int, ...], positions: jax.Array) 
 def apply_edits(
     edits: Edits | None, layer: int, x: jax.Array, positions: jax.Array, branches: tuple[int, ...]
 ) -> jax.Array:
-    """The stream x [G·B, P, D] after block `layer`, edited; `branches` names the G branches in the order of the rows."""
+    """The stream x [G·B, P, D] after block `layer`, edited; `branches` names the G branches in row order."""
     if edits is None or (layer not in edits.vectors and layer not in edits.functions):
         return x
     h = x.reshape(len(branches), -1, *x.shape[1:])  # [G, B, P, D]

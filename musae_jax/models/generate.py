@@ -53,9 +53,10 @@ def generate(
     """Samples T = round(seconds · frame_rate) frames for each row of `text`, or `batch_size` unconditional clips.
 
     `guidance_scale` s mixes logits as u + s · (c − u); 1 skips the unconditional branch. `temperature` 0 is greedy;
-    `top_k` 0 keeps every token. `key` is one typed key, or a key for each row: rows with the same key, prompt and
-    settings give the same clip, whatever else is in the batch (and, but for the last K − 1 frames, whatever its length). Changing the strength of an edit,
-    the guidance, the temperature or the key never compiles again. Guidance and defaults are those of audiocraft.
+    `top_k` 0 keeps every token. `key` is a typed key, or a key for each row: rows with the same key, prompt and
+    settings give the same clip, whatever else is in the batch (and, but for the last K − 1 frames, whatever its length).
+    Changing the strength of an edit, the guidance, the temperature or the key never compiles again. Guidance and
+    defaults are those of audiocraft.
     """
     run = _Run(config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size)
     state = run.advance(run.start(), run.steps)
@@ -138,7 +139,7 @@ class _Run:
 
     def advance(self, state: State, until: int) -> State:
         return _advance(
-            self.config, self.params, self.cross, state, jnp.asarray(self.frames, jnp.int32), jnp.asarray(until, jnp.int32),
+            self.config, self.params, self.cross, state, jnp.int32(self.frames), jnp.int32(until),
             self.scale, self.temperature, self.edits, self.top_k, self.guided,
         )  # fmt: skip
 
@@ -172,12 +173,15 @@ def _cross(config: MusicGenConfig, params: Any, text: TextStates) -> Cross:
 def _start(config: MusicGenConfig, params: Any, keys: jax.Array, capacity: int, guided: bool) -> State:
     c = config.decoder
     rows = keys.shape[0]
-    shape = ((2 if guided else 1) * rows, capacity, c.num_attention_heads, c.hidden_size // c.num_attention_heads)
-    dtype = params["embedding"].dtype
-    # A buffer each: donating a state whose arrays share one fails.
-    empty = [[jnp.zeros(shape, dtype) for _ in range(c.num_hidden_layers)] for _ in range(2)]
+    lines = ((2 if guided else 1) * rows, c.num_attention_heads)
+    width = c.hidden_size // c.num_attention_heads
+
+    def empty(*shape: int) -> tuple[jax.Array, ...]:
+        # A buffer each: donating a state whose arrays share one fails.
+        return tuple(jnp.zeros((*lines, *shape), params["embedding"].dtype) for _ in range(c.num_hidden_layers))
+
     return State(
-        cache=Cache(keys=tuple(empty[0]), values=tuple(empty[1])),
+        cache=Cache(keys=empty(width, capacity), values=empty(capacity, width)),
         columns=jnp.full((rows, c.num_codebooks, capacity), c.pad_token_id, jnp.int32),
         position=jnp.zeros((), jnp.int32),
         keys=keys,
@@ -226,8 +230,8 @@ def _codes(config: MusicGenConfig, columns: jax.Array, frames: int) -> jax.Array
 def sample(logits: jax.Array, keys: jax.Array, position: jax.Array, temperature: jax.Array, top_k: int) -> jax.Array:
     """Tokens int32 [B, K] from logits [B, K, V] by the Gumbel-max trick, which at temperature 0 is the argmax.
 
-    The noise belongs to (row key, position, codebook, token), so a small change of the logits, as steering makes, changes
-    few tokens: steered and unsteered clips stay comparable.
+    The noise belongs to (row key, position, codebook, token), so a small change of the logits, as steering makes,
+    changes few tokens: steered and unsteered clips stay comparable.
     """
     noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, position), logits.shape[1:]))(keys)
     if top_k:

@@ -32,8 +32,8 @@ TIED = {"text_encoder.shared.weight": "text_encoder.encoder.embed_tokens.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Theirs and ours, with {i} for a layer and {k} for a codebook. `flip` transposes; `stack` is the axis along which the
-    tensors of all codebooks lie in ours; `gated` limits the row to T5s of that kind."""
+    """Theirs and ours, with {i} for a layer and {k} for a codebook. `flip` transposes; `stack` is the axis along which
+    the tensors of all codebooks lie in ours; `gated` limits the row to T5s of that kind."""
 
     theirs: str
     ours: str
@@ -107,7 +107,7 @@ def hf_shapes(config: MusicGenConfig) -> dict[str, tuple[tuple[int, ...], Row, s
 
 
 def musicgen_from_hf(tensors: Mapping[str, np.ndarray], config: MusicGenConfig) -> tuple[dict[str, Any], list[str]]:
-    """Hugging Face tensors to our params (float32 numpy), and every problem found; with any, the params are unusable."""
+    """Hugging Face tensors to our params (float32 numpy), and every problem found; with any they are unusable."""
     wanted = hf_shapes(config)
     problems, used, flat = [], set(), {}
     stacks: dict[str, dict[int, np.ndarray]] = {}

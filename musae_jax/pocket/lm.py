@@ -19,6 +19,7 @@ from musae_jax.models.delay import delayed_targets
 from musae_jax.models.musicgen import MusicGenConfig, TextStates, forward, random_musicgen, text_states, tokenize
 from musae_jax.pocket.corpus import caption, composition
 
+EMBEDDING_GAIN = 20.0
 CAPTIONS = 4  # wordings of each clip
 
 
@@ -76,6 +77,8 @@ def init_state(config: MusicGenConfig, training: LanguageModelTraining) -> dict:
     """Random parameters (without the codec's) and the optimiser's state."""
     params = dict(random_musicgen(config, jax.random.key(training.seed)).params)
     del params["audio"]
+    # Drawn at 0.02 like every weight, the codes would start fifty times quieter than the positions added to them.
+    params["decoder"] = {**params["decoder"], "embedding": params["decoder"]["embedding"] * EMBEDDING_GAIN}
     return {"params": params, "opt": optimiser(training).init(params)}
 
 

@@ -225,8 +225,8 @@ def measure_effects(
 ) -> dict[str, Any]:
     """Generates, measures and compares; writes effects.jsonl, summary.json and sounds/*.ogg to `out`.
 
-    Returns the summary. `name` is the SAE's name in the run folder. A call that was killed goes on with the batches it had made. Raises
-    `MusaeError` when there is nothing to steer.
+    Returns the summary. `name` is the SAE's name in the run folder. A call that was killed goes on with the batches it
+    had made. Raises `MusaeError` when there is nothing to steer.
     """
     config, out = config or EffectsConfig(), Path(out)
     if not targets or not prompts:

@@ -27,12 +27,13 @@ SPECS = {
     # 3 heads, 5 layers, 3 codebooks, odd widths, gated T5 of another width.
     "odd": {
         "text_encoder": {
-            **T5, "d_model": 20, "d_kv": 7, "d_ff": 33, "num_layers": 3, "num_heads": 3, "feed_forward_proj": "gated-gelu",
-            "relative_attention_num_buckets": 12, "relative_attention_max_distance": 9,
+            **T5, "d_model": 20, "d_kv": 7, "d_ff": 33, "num_layers": 3, "num_heads": 3,
+            "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 12,
+            "relative_attention_max_distance": 9,
         },
         "audio_encoder": {
-            **CODEC, "sampling_rate": 500, "upsampling_ratios": [5, 2], "codebook_size": 32, "target_bandwidths": [0.75],
-            "use_conv_shortcut": True,
+            **CODEC, "use_conv_shortcut": True, "sampling_rate": 500,
+            "upsampling_ratios": [5, 2], "codebook_size": 32, "target_bandwidths": [0.75],
         },
         "decoder": {
             "vocab_size": 32, "num_hidden_layers": 5, "ffn_dim": 70, "num_attention_heads": 3, "hidden_size": 39,
@@ -42,7 +43,8 @@ SPECS = {
     "stereo": {
         "text_encoder": {**T5, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
         "audio_encoder": {
-            **CODEC, "sampling_rate": 400, "upsampling_ratios": [4, 2], "codebook_size": 32, "target_bandwidths": [0.75],
+            **CODEC, "sampling_rate": 400, "upsampling_ratios": [4, 2],
+            "codebook_size": 32, "target_bandwidths": [0.75],
         },
         "decoder": {
             "vocab_size": 32, "num_hidden_layers": 2, "ffn_dim": 40, "num_attention_heads": 2, "hidden_size": 24,

@@ -76,8 +76,7 @@ def test_the_cache_gives_the_teacher_forced_logits(pair):
     decoder, variables = Decoder(c), {"params": mg.params["decoder"]}
     columns = apply_delay(codes, c.pad_token_id)
     cross = decoder.apply(variables, text, method="cross")
-    zeros = [jnp.zeros((2, 16, 4, 8)) for _ in range(4)]
-    cache = Cache(keys=tuple(zeros[:2]), values=tuple(zeros[2:]))
+    cache = Cache(keys=(jnp.zeros((2, 4, 8, 16)),) * 2, values=(jnp.zeros((2, 4, 16, 8)),) * 2)
     step = jax.jit(lambda piece, cache, start: decoder.apply(variables, piece, cross, cache, start))
     pieces, start = [], 0
     for length in (7, 1, 1, 1, 1, 1):
