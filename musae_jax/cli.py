@@ -207,8 +207,9 @@ def train_pocket_verb(flags: TrainPocketFlags) -> str:
     from musae_jax.models.checkpoints import save_musicgen
     from musae_jax.pocket.codec import CodecTraining
     from musae_jax.pocket.lm import LanguageModelTraining
-    from musae_jax.pocket.train import PocketTraining, train_pocket
+    from musae_jax.pocket.train import PocketTraining, train_judge, train_pocket
     from musae_jax.progress import progress_bar
+    from musae_jax.validation.judge import save_judge
 
     training = PocketTraining(
         clips=flags.clips,
@@ -217,6 +218,7 @@ def train_pocket_verb(flags: TrainPocketFlags) -> str:
     )
     with progress_bar("pocket", console) as progress:
         save_musicgen(flags.out, train_pocket(flags.work, training, progress))
+        save_judge(flags.out / "judge.safetensors", train_judge(progress=progress))
     return str(flags.out)
 
 

@@ -30,11 +30,12 @@ from musae_jax.labels.naming import Truth
 from musae_jax.labels.truth import gather_truth, measure_truth, name_by_truth, summarise_table, truth_table
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.musicgen import MusicGen, random_musicgen
+from musae_jax.pocket import JUDGE
 from musae_jax.sae.batch_topk import BatchTopKConfig
 from musae_jax.sae.formats import load_sae, save_maximum
 from musae_jax.sae.train import train_sae
 from musae_jax.steering.effects import EffectsConfig, choose_targets, measure_effects
-from musae_jax.validation.judge import fit_judge, judge_rows
+from musae_jax.validation.judge import judge_rows, load_judge
 
 Progress = Callable[[int, int, str], None]
 CONTROL = "random-weights"  # ends the name of everything made from the same architecture untrained
@@ -198,19 +199,8 @@ def steer_stage(run: Run, progress: Progress | None = None) -> None:
     layer = run.layers[0]
     rows = [row for row in read_json_lines(run.folder / "labels" / "labels.jsonl") if row["hook"] == hook_name(layer)]
     judge = None
-    if run.clips.concepts:
-        ids = run.store(layer).clip_ids
-        clip_level = [i for i, concept in enumerate(run.clips.concepts) if concept["level"] == "clip"]
-        truth = run.truth(ids, 1).active[:, 0, clip_level]  # [n, C]
-        concepts = [run.clips.concepts[i] for i in clip_level]
-        judge = fit_judge(
-            np.stack([run.audio(id) for id in ids]),
-            truth,
-            [concept["name"] for concept in concepts],
-            [concept["family"] for concept in concepts],
-            [run.tracks[id] for id in ids],
-            run.model.config.sampling_rate,
-        )
+    if run.config.audio is None:  # the composer's concepts, which the bundled judge was fitted to hear
+        judge = load_judge(JUDGE)
         write_json_lines(run.folder / "validation" / "judge.jsonl", judge_rows(judge))
     targets = choose_targets(rows, judge.names if judge else (), c.features)
     if not targets:

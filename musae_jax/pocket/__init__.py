@@ -8,3 +8,4 @@ measures of what it learned (`measure.py`).
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
+JUDGE = WEIGHTS / "judge.safetensors"  # hears the composer's clip-level concepts

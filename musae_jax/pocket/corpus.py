@@ -1,7 +1,7 @@
 """Composed music in memory for training: audio, captions, and the notes that sound, as plain arrays.
 
 Training clips come from composer corpora that no other part of the project uses: `TRAIN_SEED` for training,
-`HELD_OUT_SEED` for every measure in the model card.
+`HELD_OUT_SEED` for every measure in the model card, `JUDGE_SEED` for the judge of audio.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from musae_jax.files import atomic_path
 
 TRAIN_SEED = 900
 HELD_OUT_SEED = 901
+JUDGE_SEED = 904
 LOWEST_NOTE, NOTES = 36, 52  # the piano roll covers MIDI 36 … 87, all that the composer writes
 
 

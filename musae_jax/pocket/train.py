@@ -6,14 +6,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
+from musae_jax.compose.concepts import VOCABULARY
+from musae_jax.compose.render import render
 from musae_jax.models.decoder import DecoderConfig
 from musae_jax.models.encodec import EncodecConfig
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig
 from musae_jax.models.t5 import T5Config
 from musae_jax.pocket.codec import CodecTraining, encode_bank, train_codec
-from musae_jax.pocket.corpus import HELD_OUT_SEED, TRAIN_SEED, open_bank
+from musae_jax.pocket.corpus import HELD_OUT_SEED, JUDGE_SEED, TRAIN_SEED, composition, open_bank
 from musae_jax.pocket.lm import LanguageModelTraining, corpus_tokens, train_language_model
 from musae_jax.pocket.tokenizer import VOCABULARY_SIZE, build_tokenizer
+from musae_jax.validation.judge import Judge, fit_judge
 
 POCKET = MusicGenConfig(
     text=T5Config(vocab_size=VOCABULARY_SIZE, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4),
@@ -51,6 +56,20 @@ class PocketTraining:
     seconds: float = 10.0
     codec: CodecTraining = dataclasses.field(default_factory=CodecTraining)
     language_model: LanguageModelTraining = dataclasses.field(default_factory=LanguageModelTraining)
+
+
+def train_judge(clips: int = 900, progress: Callable[[int, int, str], None] | None = None) -> Judge:
+    """The judge that ships with the pocket: fitted on rendered music that no other part of the project uses."""
+    concepts = [(i, concept) for i, concept in enumerate(VOCABULARY) if concept.level == "clip"]
+    audio, truth = [], []
+    for index in range(clips):
+        written = composition(JUDGE_SEED, index, 8.0)
+        audio.append(render(written.score))
+        truth.append(written.truth[0, [i for i, _ in concepts]])
+        if progress:
+            progress(index + 1, clips, "clips for the judge")
+    names, families = [concept.name for _, concept in concepts], [concept.family for _, concept in concepts]
+    return fit_judge(np.stack(audio), np.stack(truth), names, families)
 
 
 def train_pocket(
