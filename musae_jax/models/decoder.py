@@ -97,7 +97,7 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) -> jax.Array:
-    """Softmax attention: query [R, P, H, d], key [R, H, d, S], value [R, H, S, d], bias [R?, H?, P, S] -> [R, P, H·d]."""
+    """Attention: query [R, P, H, d], key [R, H, d, S], value [R, H, S, d], bias [R?, H?, P, S] to [R, P, H·d]."""
     query = query.transpose(0, 2, 1, 3) * query.shape[-1] ** -0.5
     weights = jax.nn.softmax((query @ key).astype(jnp.float32) + bias, axis=-1).astype(value.dtype)  # [R, H, P, S]
     mixed = (weights @ value).transpose(0, 2, 1, 3)

@@ -54,9 +54,8 @@ def generate(
 
     `guidance_scale` s mixes logits as u + s · (c − u); 1 skips the unconditional branch. `temperature` 0 is greedy;
     `top_k` 0 keeps every token. `key` is a typed key, or a key for each row: rows with the same key, prompt and
-    settings give the same clip, whatever else is in the batch (and, but for the last K − 1 frames, whatever its length).
-    Changing the strength of an edit, the guidance, the temperature or the key never compiles again. Guidance and
-    defaults are those of audiocraft.
+    settings give the same clip, whatever else is in the batch and (but for the last K − 1 frames) whatever its length.
+    A new edit strength, guidance, temperature or key never compiles again. Defaults are audiocraft's.
     """
     run = _Run(config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size)
     state = run.advance(run.start(), run.steps)
