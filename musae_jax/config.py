@@ -56,6 +56,8 @@ class FeaturesConfig:
     """Least share of clips in which a kept feature is active."""
     maximum_share: float = 0.25
     """Largest share of clips in which a kept feature is active."""
+    active_above: float = 0.2
+    """A clip is active when the feature's mean over it exceeds this share of its largest mean; the paper's filter is 0."""
     exemplars: int = 4
     """Clips shown of each half of the corpus."""
 

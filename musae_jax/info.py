@@ -39,7 +39,9 @@ def describe(path: str) -> str:
     sizes = f"{c.decoder.num_hidden_layers} blocks of width {c.decoder.hidden_size}"
     codes = f"{c.num_codebooks} codebooks of {c.decoder.vocab_size}, {c.frame_rate:g} Hz frames"
     tokenizer = "with" if mg.tokenizer is not None else "without"
-    return f"MusicGen: {sizes}, {codes}, {c.sampling_rate} Hz sound, {count / 1e6:.1f} M parameters, {tokenizer} tokenizer"
+    return (
+        f"MusicGen: {sizes}, {codes}, {c.sampling_rate} Hz sound, {count / 1e6:.1f} M parameters, {tokenizer} tokenizer"
+    )
 
 
 def doctor() -> str:

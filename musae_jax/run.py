@@ -146,7 +146,7 @@ def train_stage(run: Run, progress: Progress | None = None) -> None:
 def features_stage(run: Run, progress: Progress | None = None) -> None:
     """Statistics, exemplars, and the sound of the clips they name."""
     c = run.config.features
-    criteria = FilterConfig(c.minimum_share, c.maximum_share)
+    criteria = FilterConfig(c.minimum_share, c.maximum_share, c.active_above)
     captions = {clip.id: clip.caption for clip in run.clips.clips}
     for layer in run.layers:
         folder = run.features_folder(layer)

@@ -23,7 +23,7 @@ class FilterConfig:
 
     minimum_share: float = 0.01  # of clips; rarer features have too few examples
     maximum_share: float = 0.25  # of clips; commoner ones say little about a clip
-    active_above: float = 0.0  # a clip is active when its mean activation is greater than this
+    active_above: float = 0.0  # a clip is active when its mean is greater than this share of the feature's largest mean
 
 
 @flax.struct.dataclass
@@ -51,7 +51,7 @@ def feature_statistics(activity: Activity, config: FilterConfig | None = None) -
     else:
         counts = np.count_nonzero(activity.values, axis=0)
         sums = activity.values.sum(0, dtype=np.float64)
-    share = (activity.clip_mean > config.active_above).mean(0)
+    share = active_clips(activity.clip_mean, config).mean(0)
     return Statistics(
         clip_mean=activity.clip_mean,
         clip_max=activity.clip_max,
@@ -62,6 +62,11 @@ def feature_statistics(activity: Activity, config: FilterConfig | None = None) -
         kept=(share > 0) & (share >= config.minimum_share) & (share <= config.maximum_share),
         clip_ids=activity.clip_ids,
     )
+
+
+def active_clips(clip_mean: np.ndarray, config: FilterConfig) -> np.ndarray:
+    """Which clips count as active, bool [n, F], from mean activations [n, F]."""
+    return clip_mean > config.active_above * clip_mean.max(0)
 
 
 def filter_verdict(density: float, share: float, config: FilterConfig) -> str:
@@ -81,6 +86,7 @@ def save_statistics(folder: str | Path, statistics: Statistics, config: FilterCo
         for name in ("clip_mean", "clip_max", "density", "maximum", "mean_active", "share")
     }
     arrays["kept"] = statistics.kept.astype(np.uint8)
+    active = active_clips(statistics.clip_mean, config)
     with atomic_path(folder / "statistics.safetensors") as temporary:
         save_file(arrays, temporary, metadata={"clips": "\n".join(statistics.clip_ids)})
     write_json_lines(
@@ -90,7 +96,7 @@ def save_statistics(folder: str | Path, statistics: Statistics, config: FilterCo
                 "feature": feature,
                 "density": round(float(statistics.density[feature]), 6),
                 "share": round(float(statistics.share[feature]), 4),
-                "clips_active": int((statistics.clip_mean[:, feature] > config.active_above).sum()),
+                "clips_active": int(active[:, feature].sum()),
                 "maximum": round(float(statistics.maximum[feature]), 5),
                 "mean_active": round(float(statistics.mean_active[feature]), 5),
                 "verdict": filter_verdict(statistics.density[feature], statistics.share[feature], config),

@@ -37,6 +37,8 @@ def load_musicgen(source: str | Path = "pocket", dtype: str = "float32", revisio
     All problems (missing, misshapen or unknown tensors, unknown config attributes) are in one `MusaeError`. `dtype` is
     that of the parameters and of the computation; `revision` chooses a version on the hub.
     """
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise MusaeError(f"the parameters' dtype cannot be {dtype!r}; choose float32, bfloat16 or float16")
     folder = find_folder(source, revision)
     config = read_config(folder)
     tensors, problems = _read_tensors(folder)
@@ -51,6 +53,8 @@ def save_musicgen(folder: str | Path, mg: MusicGen, dtype: str = "float32", shar
 
     `dtype` is "float32" or, for a file of half the size, "float16". Other files of an existing folder stay.
     """
+    if dtype not in ("float32", "float16"):
+        raise MusaeError(f"a checkpoint cannot be written as {dtype!r}; choose float32 or float16")
     folder = Path(folder)
     if folder.exists():
         _write(folder, mg, dtype, shard_bytes)

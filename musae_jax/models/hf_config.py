@@ -43,8 +43,11 @@ def read_fields(
             # JSON writes a whole number where a float is meant, and the other way round.
             kind = type(fields[name].default)
             if kind in (int, float) and type(value) in (int, float) and kind(value) == value:
-                known[name] = kind(value)
-            elif isinstance(value, kind):
+                if kind is int and value < (0 if name.endswith("_id") else 1):
+                    problems.append(f"{where}.{name} is {value!r}, which is too small")
+                else:
+                    known[name] = kind(value)
+            elif isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
                 known[name] = value
             elif value is not None or name not in GENERIC:  # null is how transformers writes an unset token id
                 problems.append(f"{where}.{name} is {value!r}, not a value of type {kind.__name__}")

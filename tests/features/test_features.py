@@ -100,10 +100,10 @@ def test_default_filter_keeps_one_to_twenty_five_percent():
     assert feature_statistics(activity).kept.tolist() == [False, True, True, False, False]
 
 
-def test_active_means_above_the_threshold():
+def test_active_means_above_a_share_of_the_largest():
     values = np.asarray([[0.1], [0.3], [0.0], [0.0]], np.float32)
     activity = Activity(tuple("abcd"), 1, values)
-    assert feature_statistics(activity, FilterConfig(active_above=0.2)).share[0] == 0.25
+    assert feature_statistics(activity, FilterConfig(active_above=0.5)).share[0] == 0.25
 
 
 def test_exemplars_are_the_strongest_clips_of_each_half(activity, tmp_path):

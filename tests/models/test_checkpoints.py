@@ -177,6 +177,7 @@ def test_unknown_config_attributes_are_refused_by_name(broken):
         ({"vocab_size": 64, "pad_token_id": 64}, "vocab_size is 64 while the codec has 32"),
         ({"activation_function": "mish"}, "'mish'"),
         ({"num_hidden_layers": "five"}, "'five'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, which is too small"),
     ],
 )
 def test_configs_that_contradict_themselves(broken, change, words):

@@ -194,19 +194,18 @@ def add_scaled(arrays, h):
 
 
 def test_edits(pair):
-    mg = pair("odd").ours
+    mg = pair("even").ours
     c = mg.config.decoder
     codes, text = random_codes(mg.config, 2, 9), encode_text(mg, IDS[:2])
-    plain = forward(mg.config, mg.params, codes, text, taps=(0, 1, 2))
-    zero = forward(mg.config, mg.params, codes, text, taps=(0, 1, 2), edits=Edits({1: np.zeros(c.hidden_size)}))
+    plain = forward(mg.config, mg.params, codes, text, taps=(0, 1))
+    zero = forward(mg.config, mg.params, codes, text, taps=(0, 1), edits=Edits({1: np.zeros(c.hidden_size)}))
     np.testing.assert_array_equal(zero.logits, plain.logits)
 
     rng = np.random.default_rng(0)
     vector = rng.normal(size=c.hidden_size).astype(np.float32)
-    out = forward(mg.config, mg.params, codes, text, taps=(0, 1, 2), edits=Edits({1: vector}))
+    out = forward(mg.config, mg.params, codes, text, taps=(0, 1), edits=Edits({1: vector}))
     np.testing.assert_array_equal(out.residuals[0], plain.residuals[0])
     assert_close(out.residuals[1], plain.residuals[1] + vector, 1e-6)
-    assert np.abs(out.residuals[2] - plain.residuals[2]).max() > 0.1
     assert np.abs(out.logits - plain.logits).max() > 0.1
 
     schedule = rng.normal(size=(2, 2, 4, c.hidden_size)).astype(np.float32)  # [G, B, P, D], shorter than the clip
@@ -216,7 +215,7 @@ def test_edits(pair):
         out = forward(mg.config, mg.params, codes, condition, taps=(1,), edits=Edits({1: schedule}), logits=False)
         assert_close(out.residuals[1], base.residuals[1] + held[branch], 1e-6)
 
-    arrays = {"encode": rng.normal(size=(39, 60)), "decode": rng.normal(size=(60, 39)).astype(np.float32)}
+    arrays = {"encode": rng.normal(size=(32, 60)), "decode": rng.normal(size=(60, 32)).astype(np.float32)}
     gate = np.array([0.0, 0.5, 1.0], np.float32)
     edits = Edits({}, {1: FunctionEdit(add_scaled, arrays, gate)})
     out = forward(mg.config, mg.params, codes, text, taps=(1,), edits=edits, logits=False)
