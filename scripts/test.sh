@@ -11,4 +11,4 @@ python -c "import torch" 2>/dev/null || python -m pip install --quiet "torch==2.
 python -m pip install --quiet --editable ".[test]"
 
 echo "Running the tests"
-exec python -m pytest "$@"
+exec python -m pytest -n 2 "$@"
