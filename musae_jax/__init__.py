@@ -8,6 +8,7 @@ from musae_jax.models.generate import generate, generate_stream
 from musae_jax.models.musicgen import MusicGen, Output, decode_codes, encode_audio, encode_text, forward
 from musae_jax.sae.formats import load_sae, save_sae
 from musae_jax.sae.sae import SAE, SAEConfig, sae_decode, sae_encode
+from musae_jax.steering.directions import steer
 
 __all__ = [
     "SAE",
@@ -29,4 +30,5 @@ __all__ = [
     "sae_encode",
     "save_musicgen",
     "save_sae",
+    "steer",
 ]

@@ -29,8 +29,8 @@ class LanguageModelTraining:
 
     steps: int = 3000
     batch_size: int = 4
-    learning_rate: float = 2e-3
-    warmup: int = 150
+    learning_rate: float = 3e-3
+    warmup: int = 100
     weight_decay: float = 0.05
     text_dropout: float = 0.15  # share of clips without text, which guidance needs
     first_codebook_weight: float = 2.0  # against 1 for each other codebook
