@@ -83,9 +83,9 @@ class TrainPocketFlags:
     """Folder for the finished model, in the Hugging Face layout."""
     codec_steps: int = 6000
     """Steps of the codec, the first third of them without quantisation."""
-    lm_steps: int = 3000
+    lm_steps: int = 5500
     """Steps of the language model."""
-    clips: int = 2000
+    clips: int = 6400
     """Composed clips of ten seconds to train on."""
 
 

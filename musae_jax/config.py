@@ -57,7 +57,7 @@ class FeaturesConfig:
     maximum_share: float = 0.25
     """Largest share of clips in which a kept feature is active."""
     active_above: float = 0.2
-    """A clip is active when the feature's mean over it exceeds this share of its largest mean; the paper's filter is 0."""
+    """A clip is active when its mean exceeds this share of the feature's largest clip mean; the paper's filter is 0."""
     exemplars: int = 4
     """Clips shown of each half of the corpus."""
 

@@ -107,7 +107,7 @@ def compose_stage(run: Run, progress: Progress | None = None) -> None:
 
 
 def harvest_stage(run: Run, progress: Progress | None = None) -> None:
-    """Residuals of the model, and of the same architecture with random decoder weights (its codec is the trained one)."""
+    """Residuals of the model, and of the same architecture with random decoder weights (its codec stays the trained)."""
     c, mg = run.config, run.model
     write_json(
         run.folder / "clips.json",

@@ -1,4 +1,4 @@
-"""The road on a tiny model: every stage writes what it should, and a killed run ends with the files of an unbroken one."""
+"""The road on a tiny model: every stage writes what it should; a killed run ends with the files of an unbroken one."""
 
 import json
 import os
