@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from musae_jax.activations.harvest import harvest as harvest_with_large_shards
-from musae_jax.activations.harvest import hook_name, weights_sha256
+from musae_jax.activations.harvest import hook_name
+from musae_jax.activations.residuals import shuffle_clips, weights_sha256
 from musae_jax.activations.store import open_store
-from musae_jax.audio.clips import load_clip, open_clips
+from musae_jax.audio.clips import load_clip, open_clips, split_tracks
 from musae_jax.audio.io import write_audio
 from musae_jax.errors import MusaeError
 from musae_jax.models.decoder import DecoderConfig
@@ -80,7 +81,9 @@ def test_the_store_holds_what_the_model_computes(music, tmp_path):
     assert list(stores) == [2, 0]
     assert {path.name for path in tmp_path.iterdir()} == {"blocks.0.resid_post", "blocks.2.resid_post"}
     store = stores[2]
-    assert (store.d_in, store.positions, store.clip_ids) == (12, 51, tuple(clip.id for clip in music))
+    ordered = shuffle_clips(music, 0)
+    assert ordered != list(music)
+    assert (store.d_in, store.positions, store.clip_ids) == (12, 51, tuple(clip.id for clip in ordered))
     assert len(store) == 3
     assert {k: store.description[k] for k in ("model", "hook", "layer", "frame_rate", "dtype", "revision")} == {
         "model": "tiny",
@@ -90,9 +93,16 @@ def test_the_store_holds_what_the_model_computes(music, tmp_path):
         "dtype": "float32",
         "revision": weights_sha256(mg.params),
     }
+    assert store.description["codec"] == {
+        "revision": weights_sha256(mg.params["audio"]),
+        "sampling_rate": RATE,
+        "codebooks": 2,
+    }
+    assert store.tracks == {clip.id: clip.track for clip in music}
+    assert store.split == split_tracks(music, 0)
     for layer in (0, 2):
         residuals = np.concatenate([block for _, block in stores[layer].shards()])
-        for row, clip in enumerate(music):
+        for row, clip in enumerate(ordered):
             codes = encode_audio(CONFIG, mg.params, load_clip(clip, RATE, SECONDS)[None])
             expected = forward(CONFIG, mg.params, codes, taps=(0, 2)).residuals[layer][0]
             np.testing.assert_allclose(residuals[row], expected, atol=1e-5 * np.abs(expected).max())
