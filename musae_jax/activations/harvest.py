@@ -10,7 +10,7 @@ from musae_jax.activations.store import DTYPES, Store, StoreWriter, open_store
 from musae_jax.audio.clips import Clip, split_tracks
 from musae_jax.errors import MusaeError
 from musae_jax.models.musicgen import MusicGen
-from musae_jax.places import inside, open_place
+from musae_jax.places import Place, inside, open_place
 
 SHARD_BYTES = 32 * 2**20  # of float32; a killed harvest loses at most one shard of work
 
@@ -22,7 +22,7 @@ def harvest(
     clips: Sequence[Clip],
     layers: Iterable[int],
     seconds: float,
-    out: str | Path,
+    out: str | Path | Place,
     batch_size: int = 8,
     dtype: str = "float32",
     model: str = "",

@@ -16,6 +16,7 @@ from musae_jax.activations.store import open_store
 from musae_jax.audio.clips import load_clip, open_clips, split_tracks
 from musae_jax.audio.io import write_audio
 from musae_jax.errors import MusaeError
+from musae_jax.info import describe
 from musae_jax.models.decoder import DecoderConfig
 from musae_jax.models.encodec import EncodecConfig
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig, encode_audio, forward, random_musicgen
@@ -98,6 +99,14 @@ def test_the_store_holds_what_the_model_computes(music, tmp_path):
         "sampling_rate": RATE,
         "codebooks": 2,
     }
+    told = describe(str(tmp_path / "blocks.2.resid_post"))
+    assert told.splitlines()[:4] == [
+        "activations at blocks.2.resid_post: 7 clips × 51 positions × 12, float32, 3 shards, 0.0 MiB",
+        f"model tiny, weights {weights_sha256(mg.params)[:12]}",
+        f"codes of 2 codebooks from {RATE} Hz sound, codec {weights_sha256(mg.params['audio'])[:12]}, 50 Hz frames,"
+        " 1 s a clip, delayed, text none",
+        "7 tracks, split by track into 4 label, 3 score clips",
+    ]
     assert store.tracks == {clip.id: clip.track for clip in music}
     assert store.split == split_tracks(music, 0)
     for layer in (0, 2):
