@@ -13,6 +13,7 @@ from musae_jax.compose.soundfont import find_soundfont
 from musae_jax.errors import MusaeError
 from musae_jax.files import read_json
 from musae_jax.models.checkpoints import load_musicgen
+from musae_jax.places import open_place
 from musae_jax.sae.formats import load_sae
 
 
@@ -23,7 +24,7 @@ def describe(path: str) -> str:
         record = read_json(folder / "run.json")
         stages = ", ".join(f"{name} {row['seconds']:.0f} s" for name, row in record["stages"].items())
         return f"run of {record['config']['model']}, {record['state']}: {stages}"
-    if is_store(path):
+    if is_store(path) or open_place(path).system is not None:  # behind a URL there are only stores
         return _describe_store(open_store(path))
     if (folder / "cfg.json").exists():
         sae = load_sae(folder)

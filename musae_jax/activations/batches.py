@@ -21,6 +21,8 @@ from musae_jax.activations.source import Activations
 from musae_jax.activations.store import DTYPES
 from musae_jax.errors import MusaeError
 
+READERS = 4  # shards read at a time: hashing runs at about 1 GB/s a core, and an object store's connections are slower
+
 
 @dataclasses.dataclass
 class Batches:
@@ -32,7 +34,8 @@ class Batches:
       seed: of the order.
       clips: only these clip ids; all by default.
       drop_start: leave out position 0, which is the same vector in every clip.
-      buffer_mb: the most memory for tokens, in MiB, but a group is at least one shard; a shard being read comes on top.
+      buffer_mb: the most memory for tokens, in MiB, but a group is at least one shard. On top come the shards being
+        read, four at a time, if they are not mapped from disk.
       read_ahead: read the next group while one is dealt; the stream is the same without.
       tokens: how many were dealt so far; the whole state.
     """
@@ -95,6 +98,12 @@ class Batches:
                 )
         self.tokens = state["tokens"]
 
+    def close(self) -> None:
+        """Stops reading ahead; without it, the process ends only when the next group has been read."""
+        if self._ahead is not None:
+            self._ahead.stop.set()
+        self._thread.shutdown()
+
     def __iter__(self) -> Iterator[np.ndarray]:
         return self
 
@@ -109,7 +118,11 @@ class Batches:
             self._deal_from(epoch, number)
             start = offset - (ends[number - 1] if number else 0)
             rows = self._order[start : start + self.batch_size - filled]
-            batch[filled : filled + len(rows)] = self._held[1][rows]
+            tokens, part = self._held[1], batch[filled : filled + len(rows)]
+            if tokens.dtype == part.dtype:
+                np.take(tokens, rows, axis=0, out=part, mode="clip")  # 2 to 3 times as fast as part[:] = tokens[rows]
+            else:
+                part[:] = tokens[rows]
             filled += len(rows)
         self.tokens += filled  # not before the batch is whole: after an error the state still says where to go on
         return batch
@@ -159,23 +172,33 @@ class Batches:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead.shards == shards:
             return ahead.tokens.result()
-        if ahead is not None:
+        if ahead is not None:  # after `restore`
             ahead.stop.set()
             concurrent.futures.wait([ahead.tokens])
         return self._load(shards, threading.Event())
 
     def _load(self, shards: "_Shards", stop: threading.Event) -> np.ndarray:
         """The tokens of some shards in their order, in the stored dtype [n, D]."""
-        tokens = np.empty((sum(self._sizes[shard] for shard in shards), self.store.d_in), self._dtype)
-        start = 0
-        for shard in shards:
-            if stop.is_set() or not threading.main_thread().is_alive():
-                break  # nobody waits for it
+        ends = np.cumsum([self._sizes[shard] for shard in shards])
+        tokens = np.empty((ends[-1], self.store.d_in), self._dtype)
+
+        def read(shard: int, end: int) -> None:
+            if stop.is_set():
+                return  # nobody waits for it
             _, residuals = self.store.shard(shard)  # [n, P, D]
+            start = end - self._sizes[shard]
             for row in self._rows[shard]:  # clip by clip, so that no second copy of the shard is made
                 clip = residuals[row, self._first :]
                 tokens[start : start + len(clip)] = clip
                 start += len(clip)
+
+        with concurrent.futures.ThreadPoolExecutor(READERS, "read-shard") as readers:
+            for done in [readers.submit(read, shard, int(end)) for shard, end in zip(shards, ends)]:
+                try:
+                    done.result()
+                except BaseException:
+                    stop.set()  # the others need not be read either
+                    raise
         return tokens
 
 

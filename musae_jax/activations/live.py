@@ -14,7 +14,7 @@ from musae_jax.activations.store import json_sha256, names_sha256
 from musae_jax.audio.clips import Clip, split_tracks
 from musae_jax.models.musicgen import MusicGen
 
-_KEPT = 4  # shards whose other layers wait to be read
+KEPT_MB = 1024  # of residuals that wait for the streams of other layers
 
 
 @dataclasses.dataclass
@@ -127,18 +127,18 @@ class _Model:
         return self.clips[shard * self.per_shard : (shard + 1) * self.per_shard]
 
     def residuals(self, shard: int, layer: int) -> np.ndarray:
-        """[n, P, D] of one layer; what the other layers gave is kept until they are read or `_KEPT` shards later."""
+        """[n, P, D] of one layer; what the other layers gave is kept until they are read, `KEPT_MB` at most."""
         with self._lock:
-            if layer not in self._kept.get(shard, {}):
+            kept = self._kept.pop(shard, {})
+            if layer not in kept:
                 members = self.members(shard)
                 starts = range(0, len(members), self.batch_size)
                 parts = ((members[start : start + self.batch_size], self.layers) for start in starts)
                 batches = list(clip_residuals(self.mg, parts, self.seconds, self.batch_size))
-                self._kept[shard] = {layer: np.concatenate([part[layer] for part in batches]) for layer in self.layers}
-                self._kept.move_to_end(shard)
-                while len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
-            residuals = self._kept[shard].pop(layer)
-            if not self._kept[shard]:
-                del self._kept[shard]
+                kept = {layer: np.concatenate([part[layer] for part in batches]) for layer in self.layers}
+            residuals = kept.pop(layer)
+            if kept:
+                self._kept[shard] = kept
+            while sum(a.nbytes for kept in self._kept.values() for a in kept.values()) > KEPT_MB * 2**20:
+                self._kept.popitem(last=False)  # the oldest; computed again, should it be read after all
             return residuals

@@ -84,6 +84,7 @@ def train_sae(
             if step % save_every == 0 and step < config.steps:
                 _save(checkpoints, out, step, state, {"record": record, "batches": batches.state()})
     finally:
+        batches.close()
         checkpoints.close()
     return _finish(out, store, config, state, record, held_out, metadata, drop_start, progress)
 

@@ -180,6 +180,19 @@ def test_what_stops_the_reader_is_told_when_its_tokens_are_asked_for_and_nothing
     np.testing.assert_array_equal(np.concatenate(seen), expected)
 
 
+def test_closing_stops_the_reader(store):
+    watched = Watched(store, 0.02)
+    options = {"batch_size": 3, "buffer_mb": 20 * (POSITIONS - 1) * WIDTH * 4 / 2**20 - 0.001}  # two groups or three
+    batches = Batches(watched, **options)
+    next(batches)
+    assert watched.wait_for(4)  # three shards, and the first of those read ahead
+    batches.close()
+    read = len(watched.read)
+    assert read < len(store)
+    time.sleep(0.1)
+    assert len(watched.read) == read
+
+
 def test_going_back_does_not_change_the_stream(store):
     batches = Batches(store, 11, 5, buffer_mb=0)
     begin = batches.state()

@@ -27,8 +27,9 @@ def music(tmp_path_factory):
     return open_clips(folder, tiny.SECONDS).clips
 
 
-def live(music, layers=LAYERS):
-    return live_activations(tiny.model(), music, layers, tiny.SECONDS, batch_size=2, model="tiny", shard_bytes=SHARD)
+def live(music, layers=LAYERS, shard_bytes=SHARD):
+    mg = tiny.model()
+    return live_activations(mg, music, layers, tiny.SECONDS, batch_size=2, model="tiny", shard_bytes=shard_bytes)
 
 
 def test_a_live_stream_is_the_stream_of_the_store_to_the_bit(music, tmp_path):
@@ -59,15 +60,19 @@ def test_a_live_stream_goes_on_from_its_state(music, done):
         np.testing.assert_array_equal(next(again), next(batches))
 
 
-def test_layers_read_in_step_share_a_pass(music, monkeypatch):
+@pytest.mark.parametrize(("kept_mb", "expected"), [(live_module.KEPT_MB, 14), (0, 28)])
+def test_layers_read_in_step_share_a_pass(music, monkeypatch, kept_mb, expected):
+    monkeypatch.setattr(live_module, "KEPT_MB", kept_mb)
     passes = []
     whole = live_module.clip_residuals
     monkeypatch.setattr(live_module, "clip_residuals", lambda *args: passes.append(1) or whole(*args))
-    streams = [Batches(source, 30, buffer_mb=0, read_ahead=False) for source in live(music).values()]
-    for _ in range(23):  # two epochs of three shards
+    sources = live(music, shard_bytes=SHARD // 3)  # seven shards of a clip
+    buffer_mb = 2 * 150 * 12 * 4 / 2**20  # read in groups of three, three and one
+    streams = [Batches(source, 30, buffer_mb=buffer_mb, read_ahead=False) for source in sources.values()]
+    for _ in range(23):  # two epochs
         for stream in streams:
             next(stream)
-    assert len(passes) == 6
+    assert len(passes) == expected
 
 
 def test_a_stream_that_fits_the_buffer_is_computed_once(music, monkeypatch):

@@ -98,6 +98,8 @@ def test_a_file_url_is_a_folder(tmp_path):
 
 def test_info_tells_what_is_behind_a_url(url):
     write(url)
+    with pytest.raises(MusaeError, match="nothing is not an activation store"):
+        describe(f"{url}/nothing")
     assert "blocks.1.resid_post: 7 clips × 5 positions × 6, bfloat16" in describe(url)
 
 
