@@ -99,9 +99,10 @@ class Batches:
         self.tokens = state["tokens"]
 
     def close(self) -> None:
-        """Stops reading ahead; without it, the process ends only when the next group has been read."""
+        """Ends reading ahead; without it, the process ends only when the next group has been read."""
         if self._ahead is not None:
             self._ahead.stop.set()
+        self._ahead, self.read_ahead = None, False
         self._thread.shutdown()
 
     def __iter__(self) -> Iterator[np.ndarray]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from musae_jax.activations.residuals import check_layers, clip_residuals, describe_residuals, hook_name, shuffle_clips
+from musae_jax.activations.residuals import check_layers, clip_residuals, describe_residuals, hook_name, order_clips
 from musae_jax.activations.store import DTYPES, Store, StoreWriter, open_store
 from musae_jax.audio.clips import Clip, split_tracks
 from musae_jax.errors import MusaeError
@@ -47,9 +47,8 @@ def harvest(
         raise MusaeError(f"activations cannot be stored as {dtype!r}; use {', '.join(DTYPES)}")
     common = {**describe_residuals(mg, clips, seconds, model, seed), "dtype": dtype}
     positions, width = common["positions"], common["d"]
-    clips = shuffle_clips(clips, seed)
-    split = split_tracks(clips, seed)
     per_shard = clips_per_shard(positions, width, shard_bytes)
+    clips, split = order_clips(clips, seed, per_shard), split_tracks(clips, seed)
     writers = {
         layer: StoreWriter(
             inside(place, hook_name(layer)),
@@ -61,9 +60,10 @@ def harvest(
         )
         for layer in layers
     }
+    lacking = {layer: set(writer.missing) for layer, writer in writers.items()}
     todo = {  # shard -> the layers that lack it
-        shard: tuple(layer for layer in layers if shard in writers[layer].missing)
-        for shard in sorted({shard for writer in writers.values() for shard in writer.missing})
+        shard: tuple(layer for layer in layers if shard in lacking[layer])
+        for shard in sorted(set().union(*lacking.values()))
     }
     members = {shard: clips[shard * per_shard : (shard + 1) * per_shard] for shard in todo}
     done = len(clips) - sum(map(len, members.values()))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from musae_jax.activations.harvest import SHARD_BYTES, clips_per_shard
-from musae_jax.activations.residuals import check_layers, clip_residuals, describe_residuals, hook_name, shuffle_clips
+from musae_jax.activations.residuals import check_layers, clip_residuals, describe_residuals, hook_name, order_clips
 from musae_jax.activations.store import json_sha256, names_sha256
 from musae_jax.audio.clips import Clip, split_tracks
 from musae_jax.models.musicgen import MusicGen
@@ -103,7 +103,7 @@ def live_activations(
     layers = check_layers(mg, layers)
     common = {**describe_residuals(mg, clips, seconds, model, seed), "dtype": "float32"}
     per_shard = clips_per_shard(common["positions"], common["d"], shard_bytes)
-    shared = _Model(mg, tuple(shuffle_clips(clips, seed)), layers, seconds, batch_size, per_shard)
+    shared = _Model(mg, tuple(order_clips(clips, seed, per_shard)), layers, seconds, batch_size, per_shard)
     ids = [clip.id for clip in shared.clips]
     common |= {"clips": len(ids), "clips_sha256": names_sha256(ids), "clips_per_shard": per_shard}
     stores = {}

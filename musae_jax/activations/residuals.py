@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from musae_jax.audio.clips import Clip, load_clip
+from musae_jax.audio.clips import Clip, load_clip, split_tracks
 from musae_jax.errors import MusaeError
 from musae_jax.models.musicgen import MusicGen, encode_audio, forward
 
@@ -43,7 +43,7 @@ def describe_residuals(mg: MusicGen, clips: Sequence[Clip], seconds: float, mode
         "d": mg.config.decoder.hidden_size,
         "positions": codes.shape[-1] + 1,
         "frame_rate": mg.config.frame_rate,
-        "seconds": seconds,
+        "seconds": float(seconds),
         "delayed": True,
         "text": "none",
         "order": {"seed": seed},
@@ -61,9 +61,20 @@ def check_layers(mg: MusicGen, layers: Iterable[int]) -> tuple[int, ...]:
     return layers
 
 
-def shuffle_clips(clips: Sequence[Clip], seed: int) -> list[Clip]:
-    """The clips by rising SHA-256 of "{seed}:{id}": an order that no folder's order shines through."""
-    return sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}:{clip.id}".encode()).digest())
+def order_clips(clips: Sequence[Clip], seed: int, per_shard: int) -> list[Clip]:
+    """The clips in the order of a store with `per_shard` of them in a shard; the rule is in the store's protocol.
+
+    A folder's order does not shine through, and whoever wants one half of the tracks reads, or computes, little else.
+    """
+    clips = sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}:{clip.id}".encode()).digest())
+    split = split_tracks(clips, seed)
+    halves = [[clip for clip in clips if split[clip.id] == half] for half in ("label", "score")]
+    whole = [len(half) // per_shard * per_shard for half in halves]
+    ordered = []
+    for start in range(0, max(whole), per_shard):
+        for half, end in zip(halves, whole):
+            ordered += half[start : min(start + per_shard, end)]
+    return ordered + halves[0][whole[0] :] + halves[1][whole[1] :]
 
 
 def clip_residuals(
@@ -86,7 +97,7 @@ def clip_residuals(
         return audio
 
     def fetch(count: int, residuals: dict[int, jax.Array]) -> dict[int, np.ndarray]:
-        arrays = {layer: np.asarray(array[:count], np.float32) for layer, array in residuals.items()}
+        arrays = {layer: np.asarray(array, np.float32)[:count] for layer, array in residuals.items()}
         for layer, array in arrays.items():
             bad = count - int(np.isfinite(array).all(axis=(1, 2)).sum())
             if bad:

@@ -25,9 +25,12 @@ step, and at position p codebook k holds frame p − 1 − k, MusicGen's delay),
 and split (below). Two stores with equal descriptions hold the same numbers.
 
 Order. Shuffled at write by whole clips, because a clip must stay whole and in time for whoever reads features off it,
-while neighbours in a folder of music are alike: a harvest with "order": {"seed": s} writes clips by rising SHA-256 of
-the UTF-8 text "{s}:{id}". Every shard is then a random sample of the music. Within a shard and across several the
-reader shuffles tokens, in memory it bounds (`batches`). Clips are found by id, never by place.
+while neighbours in a folder of music are alike. A harvest with "order": {"seed": s} ranks clips by SHA-256 of the UTF-8
+text "{s}:{id}", cuts each half of the split (below) into whole shards in that order, and writes a shard of "label", one
+of "score", and so on until one half and then the other has no whole shard left; last come the clips that remain, those
+of "label" first. Every shard is so a random sample of one half of the music, and reading one half leaves the other
+alone. The reader shuffles tokens, within a shard and across several, in memory it bounds (`batches`). Clips are found
+by id, never by place.
 
 Split. "split": {"seed": s}: tracks ranked by SHA-256 of "{s}:{track}", the first half (rounded up) "label", the others
 "score"; no track is on both sides.
@@ -114,9 +117,11 @@ class StoreWriter:
             raise MusaeError(f"activations cannot be stored as {self.description['dtype']!r}; use {', '.join(DTYPES)}")
         self._hash = json_sha256(self.description)
         self._rows: dict[int, dict[str, Any]] = {}
+        self._missing = list(range(self.shards))
         sizes = list_sizes(self.folder)
         if METADATA in sizes:
             self._take_over(sizes)
+            self._missing = [index for index in self._missing if index not in self._rows]
         if self.missing or METADATA not in sizes:
             self._write_metadata()
 
@@ -128,7 +133,7 @@ class StoreWriter:
     @property
     def missing(self) -> tuple[int, ...]:
         """The numbers of the shards still to be written."""
-        return tuple(index for index in range(self.shards) if index not in self._rows)
+        return tuple(self._missing)
 
     @property
     def done(self) -> int:
@@ -145,7 +150,7 @@ class StoreWriter:
 
     def write_shard(self, residuals: np.ndarray) -> None:
         """Writes the first missing shard: residuals [n, P, D] of `shard_clips(missing[0])`."""
-        index = self.missing[0]
+        index = self._missing[0]
         shape = self._shape(index)
         if residuals.shape != shape:
             raise ValueError(f"shard {index} needs shape {shape}, got {residuals.shape}")
@@ -154,6 +159,7 @@ class StoreWriter:
         header = _header(shape, self.description["dtype"], {"store": self._hash, "sha256": digest})
         write_bytes(self.folder, _file(index), header + data)
         self._rows[index] = self._row(index, digest, len(header) + len(data))
+        del self._missing[0]
         if self.complete:
             self._write_metadata()
 

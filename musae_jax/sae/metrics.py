@@ -116,10 +116,10 @@ def _count(store: Activations, clips: Collection[str] | None) -> int:
 def _blocks(store: Activations, clips: Collection[str] | None, first: int):
     """Residuals [n, T, D] of the wanted clips, float32, at most a shard at a time."""
     wanted = None if clips is None else set(clips)
-    for ids, residuals in store.shards():
-        rows = [row for row, id in enumerate(ids) if wanted is None or id in wanted]
-        if rows:
-            yield np.asarray(residuals[rows, first:], np.float32)
+    for shard in range(len(store)):
+        rows = [row for row, id in enumerate(store.shard_clips(shard)) if wanted is None or id in wanted]
+        if rows:  # else it is not read
+            yield np.asarray(store.shard(shard)[1][rows, first:], np.float32)
 
 
 def _ratio(above: float, below: float) -> float:

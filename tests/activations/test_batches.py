@@ -191,6 +191,8 @@ def test_closing_stops_the_reader(store):
     assert read < len(store)
     time.sleep(0.1)
     assert len(watched.read) == read
+    whole = numbers(Batches(store, **options), 61)
+    np.testing.assert_array_equal(numbers(batches, 60), whole[3:])  # and what was cut short is not dealt
 
 
 def test_going_back_does_not_change_the_stream(store):

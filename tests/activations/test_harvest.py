@@ -1,4 +1,5 @@
 import functools
+import hashlib
 import os
 import signal
 import subprocess
@@ -11,9 +12,9 @@ import pytest
 
 from musae_jax.activations.harvest import harvest as harvest_with_large_shards
 from musae_jax.activations.harvest import hook_name
-from musae_jax.activations.residuals import shuffle_clips, weights_sha256
+from musae_jax.activations.residuals import order_clips, weights_sha256
 from musae_jax.activations.store import open_store
-from musae_jax.audio.clips import load_clip, open_clips, split_tracks
+from musae_jax.audio.clips import Clip, load_clip, open_clips, split_tracks
 from musae_jax.audio.io import write_audio
 from musae_jax.errors import MusaeError
 from musae_jax.info import describe
@@ -82,8 +83,7 @@ def test_the_store_holds_what_the_model_computes(music, tmp_path):
     assert list(stores) == [2, 0]
     assert {path.name for path in tmp_path.iterdir()} == {"blocks.0.resid_post", "blocks.2.resid_post"}
     store = stores[2]
-    ordered = shuffle_clips(music, 0)
-    assert ordered != list(music)
+    ordered = order_clips(music, 0, 3)
     assert (store.d_in, store.positions, store.clip_ids) == (12, 51, tuple(clip.id for clip in ordered))
     assert len(store) == 3
     assert {k: store.description[k] for k in ("model", "hook", "layer", "frame_rate", "dtype", "revision")} == {
@@ -117,6 +117,28 @@ def test_the_store_holds_what_the_model_computes(music, tmp_path):
             np.testing.assert_allclose(residuals[row], expected, atol=1e-5 * np.abs(expected).max())
     assert calls[0] == (0, CLIPS, "clips")
     assert calls[-1] == (CLIPS, CLIPS, "clips")
+
+
+@pytest.mark.parametrize(("clips", "per_shard"), [(7, 3), (40, 3), (41, 1), (5, 100), (1, 2)])
+def test_the_order_is_that_of_the_protocol(clips, per_shard):
+    clips = [Clip(f"clip{i}", f"track{i // 2}", Path(), 0.0, 1.0) for i in range(clips)]
+    split = split_tracks(clips, 5)
+    ordered = [clip.id for clip in order_clips(clips, 5, per_shard)]
+    assert ordered == [clip.id for clip in order_clips(clips[::-1], 5, per_shard)]  # whatever order they come in
+    assert sorted(ordered) == sorted(clip.id for clip in clips)
+    ranks = {clip.id: hashlib.sha256(f"5:{clip.id}".encode()).hexdigest() for clip in clips}
+    counts = {}
+    for half in ("label", "score"):
+        mine = [id for id in ordered if split[id] == half]
+        assert mine == sorted(mine, key=ranks.get)
+        counts[half] = len(mine) // per_shard
+    shards = [ordered[start : start + per_shard] for start in range(0, len(ordered), per_shard)]
+    both = min(counts.values())
+    longer = max(counts, key=counts.get)
+    expected = ["label", "score"] * both + [longer] * (max(counts.values()) - both)
+    assert [{split[id] for id in shard} for shard in shards[: len(expected)]] == [{half} for half in expected]
+    rest = [split[id] for id in ordered[len(expected) * per_shard :]]
+    assert rest == sorted(rest) and max(rest.count("label"), rest.count("score")) < per_shard
 
 
 def test_a_finished_harvest_is_returned_and_another_one_refused(music, tmp_path):

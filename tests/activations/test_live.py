@@ -85,6 +85,16 @@ def test_a_stream_that_fits_the_buffer_is_computed_once(music, monkeypatch):
     assert len(passes) == 3  # shards
 
 
+def test_one_half_is_computed_without_the_other(music, monkeypatch):
+    passes = []
+    whole = live_module.clip_residuals
+    monkeypatch.setattr(live_module, "clip_residuals", lambda *args: passes.append(1) or whole(*args))
+    source = live(music, (2,), shard_bytes=SHARD // 3)[2]
+    label = [id for id, half in source.split.items() if half == "label"]
+    next(Batches(source, 50 * len(label), clips=label))
+    assert len(passes) == len(label) < len(music)
+
+
 def test_what_cannot_be_streamed_is_one_sentence(music, tmp_path):
     with pytest.raises(MusaeError, match="no clips"):
         live([])
