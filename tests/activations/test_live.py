@@ -28,8 +28,20 @@ def music(tmp_path_factory):
 
 
 def live(music, layers=LAYERS, shard_bytes=SHARD):
-    mg = tiny.model()
+    mg = tiny.model().replace()  # a model of its own, so that its passes can be told from those of other tests' threads
     return live_activations(mg, music, layers, tiny.SECONDS, batch_size=2, model="tiny", shard_bytes=shard_bytes)
+
+
+def count_passes(monkeypatch, source) -> list[int]:
+    """A list that grows by one with every shard that runs through the model of `source`."""
+    passes, whole = [], live_module.clip_residuals
+
+    def counted(mg, *rest):
+        passes.extend([1] * (mg is source.model.mg))
+        return whole(mg, *rest)
+
+    monkeypatch.setattr(live_module, "clip_residuals", counted)
+    return passes
 
 
 def test_a_live_stream_is_the_stream_of_the_store_to_the_bit(music, tmp_path):
@@ -63,10 +75,8 @@ def test_a_live_stream_goes_on_from_its_state(music, done):
 @pytest.mark.parametrize(("kept_mb", "expected"), [(live_module.KEPT_MB, 14), (0, 28)])
 def test_layers_read_in_step_share_a_pass(music, monkeypatch, kept_mb, expected):
     monkeypatch.setattr(live_module, "KEPT_MB", kept_mb)
-    passes = []
-    whole = live_module.clip_residuals
-    monkeypatch.setattr(live_module, "clip_residuals", lambda *args: passes.append(1) or whole(*args))
     sources = live(music, shard_bytes=SHARD // 3)  # seven shards of a clip
+    passes = count_passes(monkeypatch, sources[0])
     buffer_mb = 2 * 150 * 12 * 4 / 2**20  # read in groups of three, three and one
     streams = [Batches(source, 30, buffer_mb=buffer_mb, read_ahead=False) for source in sources.values()]
     for _ in range(23):  # two epochs
@@ -76,20 +86,17 @@ def test_layers_read_in_step_share_a_pass(music, monkeypatch, kept_mb, expected)
 
 
 def test_a_stream_that_fits_the_buffer_is_computed_once(music, monkeypatch):
-    passes = []
-    whole = live_module.clip_residuals
-    monkeypatch.setattr(live_module, "clip_residuals", lambda *args: passes.append(1) or whole(*args))
-    batches = Batches(live(music, (2,))[2], 100)
+    source = live(music, (2,))[2]
+    passes = count_passes(monkeypatch, source)
+    batches = Batches(source, 100)
     for _ in range(12):
         next(batches)
     assert len(passes) == 3  # shards
 
 
 def test_one_half_is_computed_without_the_other(music, monkeypatch):
-    passes = []
-    whole = live_module.clip_residuals
-    monkeypatch.setattr(live_module, "clip_residuals", lambda *args: passes.append(1) or whole(*args))
     source = live(music, (2,), shard_bytes=SHARD // 3)[2]
+    passes = count_passes(monkeypatch, source)
     label = [id for id, half in source.split.items() if half == "label"]
     next(Batches(source, 50 * len(label), clips=label))
     assert len(passes) == len(label) < len(music)
