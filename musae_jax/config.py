@@ -30,6 +30,12 @@ class HarvestConfig:
     """Blocks whose output is kept, counted from 0 (the paper's layer L is L − 1); none named: the middle one."""
     batch_size: int = 8
     """Clips in one pass."""
+    dtype: str = "float32"
+    """Of the stored activations: float32, bfloat16 (half the room), or float16."""
+    store: str = ""
+    """Where the activations go, a folder or a URL such as gs://bucket/run or s3://bucket/run; empty: the run folder."""
+    live: bool = False
+    """Store nothing: whatever needs activations runs the model over the music again."""
     control: bool = True
     """Also harvest the same architecture with random weights, the control beside every figure."""
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musae_jax.activations.store import Store
+from musae_jax.activations.source import Activations
 from musae_jax.errors import MusaeError
 from musae_jax.sae.sae import SAE, sae_decode, sae_encode
 
@@ -20,7 +20,7 @@ Progress = Callable[[int, int, str], None]
 
 def evaluate(
     sae: SAE,
-    store: Store,
+    store: Activations,
     clips: Collection[str] | None = None,
     drop_start: bool = True,
     progress: Progress | None = None,
@@ -40,13 +40,13 @@ def evaluate(
     """
     if store.d_in != sae.config.d_in:
         raise MusaeError(
-            f"the SAE reads activations of width {sae.config.d_in}, but {store.folder} holds width {store.d_in};"
+            f"the SAE reads activations of width {sae.config.d_in}, but {store.name} holds width {store.d_in};"
             " use the store of the SAE's own model and hook"
         )
     first = 1 if drop_start else 0
     total = _count(store, clips)
     if not total:
-        raise MusaeError(f"none of the clips to evaluate on is in {store.folder}; harvest them first")
+        raise MusaeError(f"none of the clips to evaluate on is in {store.name}; harvest them first")
     position_mean = sum(block.astype(np.float64).sum(0) for block in _blocks(store, clips, first)) / total  # [T, D]
     mean = position_mean.mean(0)  # [D]
     sums = np.zeros(5)  # ‖e‖², ‖x‖², ‖x̂‖², x·x̂, l0
@@ -108,18 +108,18 @@ def _measure(config: Any, params: Any, x: jax.Array, mean: jax.Array, real: jax.
     return tokens, fired
 
 
-def _count(store: Store, clips: Collection[str] | None) -> int:
+def _count(store: Activations, clips: Collection[str] | None) -> int:
     wanted = None if clips is None else set(clips)
     return sum(wanted is None or id in wanted for id in store.clip_ids)
 
 
-def _blocks(store: Store, clips: Collection[str] | None, first: int):
+def _blocks(store: Activations, clips: Collection[str] | None, first: int):
     """Residuals [n, T, D] of the wanted clips, float32, at most a shard at a time."""
     wanted = None if clips is None else set(clips)
-    for ids, residuals in store.shards():
-        rows = [row for row, id in enumerate(ids) if wanted is None or id in wanted]
-        if rows:
-            yield np.asarray(residuals[rows, first:], np.float32)
+    for shard in range(len(store)):
+        rows = [row for row, id in enumerate(store.shard_clips(shard)) if wanted is None or id in wanted]
+        if rows:  # else it is not read
+            yield np.asarray(store.shard(shard)[1][rows, first:], np.float32)
 
 
 def _ratio(above: float, below: float) -> float:

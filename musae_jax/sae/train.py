@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from musae_jax.activations.batches import Batches
-from musae_jax.activations.store import Store, names_sha256
+from musae_jax.activations.source import Activations
+from musae_jax.activations.store import names_sha256
 from musae_jax.checkpoint import TrainingCheckpoints
 from musae_jax.disk import disk_errors
 from musae_jax.errors import MusaeError
@@ -30,7 +31,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def train_sae(
-    store: Store,
+    store: Activations,
     config: BatchTopKConfig,
     out: str | Path,
     held_out: Collection[str] = (),
@@ -41,12 +42,12 @@ def train_sae(
     save_every: int = 500,
     progress: Progress | None = None,
 ) -> SAE:
-    """Trains a BatchTopK SAE on a store and writes it to `out`: the files of `save_sae`, train.jsonl, metrics.json.
+    """Trains a BatchTopK SAE and writes it to `out`: the files of `save_sae`, train.jsonl, metrics.json.
 
-    The clips `held_out` are never trained on; metrics.json is measured on them (on all clips if there are none). Killed
-    at any moment and called again with the same arguments it goes on from the last checkpoint and ends with the same
-    bytes; when it is finished, it returns at once. Nothing that depends on the clock enters a file. `progress` counts
-    steps, then the clips of the evaluation.
+    `store` is one on disk or a live stream, see `Activations`. The clips `held_out` are never trained on; metrics.json
+    is measured on them (on all clips if there are none). Killed at any moment and called again with the same arguments
+    it goes on from the last checkpoint and ends with the same bytes; when it is finished, it returns at once. Nothing
+    that depends on the clock enters a file. `progress` counts steps, then the clips of the evaluation.
 
     Raises:
       MusaeError: the store and the config do not fit, `out` holds another SAE or its checkpoint is damaged, nothing in
@@ -54,7 +55,7 @@ def train_sae(
     """
     out = Path(out)
     if store.d_in != config.d_in:
-        raise MusaeError(f"d_in of the SAE is {config.d_in}, but {store.folder} has width {store.d_in}; set it to that")
+        raise MusaeError(f"d_in of the SAE is {config.d_in}, but {store.name} has width {store.d_in}; set it to that")
     record = _record(store, config, held_out, drop_start, buffer_mb)
     if (done := _finished(out, record)) is not None:
         return done
@@ -83,32 +84,34 @@ def train_sae(
             if step % save_every == 0 and step < config.steps:
                 _save(checkpoints, out, step, state, {"record": record, "batches": batches.state()})
     finally:
+        batches.close()
         checkpoints.close()
     return _finish(out, store, config, state, record, held_out, metadata, drop_start, progress)
 
 
 def activation_statistics(batches: Batches) -> tuple[np.ndarray, float]:
     """(mean [D], the root mean square of one coordinate about it) of up to 2^20 tokens of the stream, in float64."""
-    sample = dataclasses.replace(batches, tokens=0)
-    goal = min(STATISTICS_TOKENS, sample.epoch_tokens)
-    total, square, count = np.zeros(sample.store.d_in), np.zeros(sample.store.d_in), 0
+    begin = batches.state()  # what it reads is read, or computed, once if it fits the buffer
+    goal = min(STATISTICS_TOKENS, batches.epoch_tokens)
+    total, square, count = np.zeros(batches.store.d_in), np.zeros(batches.store.d_in), 0
     pivot = None
     while count < goal:
-        batch = next(sample).astype(np.float64)[: goal - count]
+        batch = next(batches).astype(np.float64)[: goal - count]
         pivot = batch.mean(0) if pivot is None else pivot  # near the mean, so that the squares do not cancel
         total += (batch - pivot).sum(0)
         square += np.square(batch - pivot).sum(0)
         count += len(batch)
+    batches.restore(begin)
     variance = square / count - np.square(total / count)
     return pivot + total / count, float(np.sqrt(max(variance.mean(), 0.0)))
 
 
-def _record(store: Store, config: BatchTopKConfig, held_out, drop_start: bool, buffer_mb: int) -> dict[str, Any]:
+def _record(store: Activations, config: BatchTopKConfig, held_out, drop_start: bool, buffer_mb: int) -> dict[str, Any]:
     """Everything the result depends on; two runs with equal records end with equal files."""
     value = {
         "recipe": dataclasses.asdict(config),
         "activations": {name: store.description.get(name) for name in ("model", "revision", "hook", "clips_sha256")},
-        "shards_sha256": names_sha256([row["sha256"] for row in store.rows]),
+        "content_sha256": store.content_sha256,
         "held_out_sha256": names_sha256(sorted(held_out)),
         "drop_start": drop_start,
         "buffer_mb": buffer_mb,
@@ -153,7 +156,7 @@ def _start(
     center, scale = activation_statistics(batches)
     if not scale > 0 or not np.isfinite(scale):
         raise MusaeError(
-            f"the activations in {batches.store.folder} are all the same or not finite (spread {scale}); harvest again"
+            f"the activations in {batches.store.name} are all the same or not finite (spread {scale}); harvest again"
         )
     return init_state(config, key, center, scale), 0
 
@@ -208,7 +211,7 @@ def _finish(out, store, config, state, record, held_out, metadata, drop_start, p
     }
     clips = sorted(held_out) or None
     sae = fold(config, state, {**origin, **(metadata or {})})
-    golden = next(Batches(store, 256, config.seed, clips, drop_start, buffer_mb=1))
+    golden = next(Batches(store, 256, config.seed, clips, drop_start, buffer_mb=1, read_ahead=False))
     save_sae(out, sae, golden)
     measures = evaluate(sae, store, clips, drop_start, progress)
     training = {
