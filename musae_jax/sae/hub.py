@@ -64,12 +64,16 @@ def push_sae(
 
         def send() -> Any:
             api = huggingface_hub.HfApi()
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            placed: dict[str, Any] = {f"{subfolder}/{name}".lstrip("/"): path for name, path in sorted(files.items())}
-            placed[f"{subfolder}/{CARD}".lstrip("/")] = card
-            if subfolder and not api.file_exists(repo_id, CARD, revision=revision):
+            api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the organisation has it
+            there = set(api.list_repo_files(repo_id, revision=revision))
+            placed: dict[str, Any] = {_join(subfolder, name): path for name, path in sorted(files.items())}
+            placed[_join(subfolder, CARD)] = card
+            if CARD not in there:
                 placed[CARD] = card
-            operations = [
+            # What an SAE pushed there before has more than this one would be taken for a part of this one.
+            stale = {_join(subfolder, name) for name in _PUSHED} & there - set(placed)
+            operations: list[Any] = [huggingface_hub.CommitOperationDelete(name) for name in sorted(stale)]
+            operations += [
                 huggingface_hub.CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
                 for name, content in placed.items()
             ]
@@ -90,10 +94,10 @@ def pull_sae(repo_id: str, subfolder: str = "", revision: str | None = None) -> 
     import huggingface_hub  # slow to import, needed only here
 
     _check(repo_id, subfolder)
-    patterns = [f"{subfolder}/{name}".lstrip("/") for name in _PULLED]
-    advice = "check the name and the network, or download it yourself and give the folder"
+    patterns = [_join(subfolder, name) for name in _PULLED]
+    advice = "check the name and the network, or give a folder that exists"
     snapshot = _ask(
-        f"{repo_id} could not be fetched",
+        f"{repo_id} could not be fetched from the hub",
         advice,
         lambda: huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns),
     )
@@ -101,7 +105,7 @@ def pull_sae(repo_id: str, subfolder: str = "", revision: str | None = None) -> 
     if (folder / saelens.CONFIG).exists() or dictionary_learning.is_dictionary_learning(folder):
         return folder
     names = _ask(
-        f"{repo_id} could not be listed",
+        f"{repo_id} could not be listed on the hub",
         advice,
         lambda: huggingface_hub.HfApi().list_repo_files(repo_id, revision=revision),
     )
@@ -111,11 +115,33 @@ def pull_sae(repo_id: str, subfolder: str = "", revision: str | None = None) -> 
     raise MusaeError(f"{where} holds no SAE{have}; name a subfolder that holds one")
 
 
+def run_saes(run: str | Path) -> list[Path]:
+    """The folders of a run's SAEs, without the controls."""
+    found = sorted(path.parent for path in Path(run).glob(f"sae/*/*/{saelens.CONFIG}"))
+    found = [folder for folder in found if not folder.name.endswith(CONTROL)]
+    if not found:
+        raise MusaeError(
+            f"{run} holds no trained SAE (sae/HOOK/NAME/{saelens.CONFIG}); give a run that has been trained"
+        )
+    return found
+
+
+def usual_subfolder(folder: str | Path) -> str:
+    """Where an SAE's folder goes by default: HOOK/NAME."""
+    folder = Path(folder)
+    hook = load_sae(folder).config.hook
+    return "/".join(part for part in (hook, folder.resolve().name) if part)
+
+
 def _check(repo_id: str, subfolder: str) -> None:
     if not HUB_ID.fullmatch(repo_id):
         raise MusaeError(f"{repo_id!r} is not a hub id; it must look like org/name")
     if subfolder and not re.fullmatch(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)*", subfolder):
         raise MusaeError(f"the subfolder {subfolder!r} is not a plain path; use letters, digits, dots, - and _")
+
+
+def _join(subfolder: str, name: str) -> str:
+    return f"{subfolder}/{name}" if subfolder else name
 
 
 def _measures(folder: Path) -> dict[str, Any]:
@@ -130,4 +156,4 @@ def _ask(what: str, advice: str, call: Any) -> Any:
         return call()
     except Exception as error:  # no network, no such repository, no permission: many types, one meaning
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MusaeError(f"{what} ({reason}); {advice}") from None
+        raise MusaeError(f"{what} ({reason}); {advice}") from error

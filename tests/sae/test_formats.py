@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from musae_jax.errors import MusaeError
+from musae_jax.info import describe
 from musae_jax.sae.formats import load_sae, save_maximum, save_sae
 from musae_jax.sae.sae import ARCHITECTURES, SAE, SAEConfig, sae_decode, sae_encode
 
@@ -202,6 +203,12 @@ def test_a_decoder_norm_applied_at_run_time_is_folded(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(again.params["W_dec"], axis=1), 1, atol=1e-6)
     x_hat = (f / norm) @ p["W_dec"] + p["b_dec"]
     np.testing.assert_allclose(sae_decode(again.config, again.params, f), x_hat, atol=1e-4)
+
+
+def test_info_says_what_an_sae_is_and_where_it_reads(tmp_path):
+    save_sae(tmp_path, random_sae("topk"))
+    words = "topk SAE: 7 → 20, k = 4, at blocks.3.resid_post (output of block 3 counted from 0; layer 4 in the paper)"
+    assert describe(str(tmp_path)) == words
 
 
 def test_the_maximum_can_come_later(tmp_path):
