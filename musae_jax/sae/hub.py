@@ -109,7 +109,8 @@ def pull_sae(repo_id: str, subfolder: str = "", revision: str | None = None) -> 
         advice,
         lambda: huggingface_hub.HfApi().list_repo_files(repo_id, revision=revision),
     )
-    found = sorted({name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == saelens.CONFIG})
+    marks = (saelens.CONFIG, dictionary_learning.WEIGHTS)
+    found = sorted({name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in marks})
     where = f"{repo_id}/{subfolder}".rstrip("/")
     have = f"; the subfolders that do are {', '.join(map(repr, found))}" if found else ""
     raise MusaeError(f"{where} holds no SAE{have}; name a subfolder that holds one")

@@ -30,7 +30,7 @@ class SAEConfig:
     d_in: int
     d_sae: int
     architecture: str = "jumprelu"
-    k: int | None = None
+    k: float | None = None
     apply_b_dec_to_input: bool = True
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 

@@ -103,11 +103,12 @@ def saebench_core(sae: SAE, metrics: dict[str, Any], name: str = "", release: st
 def write_saebench(folder: str | Path, sae: SAE, out: str | Path | None = None) -> Path | None:
     """Writes saebench_core.json beside the metrics.json of an SAE's folder, or to `out`; None without measures."""
     folder = Path(folder)
-    if not (folder / METRICS).exists():
+    metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else None
+    if not isinstance(metrics, dict) or not {"fvu", "l0", "dead_share", "tokens"} <= set(metrics):
         return None
     when = int((folder / METRICS).stat().st_mtime * 1000)
     path = Path(out) if out else folder / SAEBENCH
-    core = saebench_core(sae, read_json(folder / METRICS), folder.name, sae.config.hook, when)
+    core = saebench_core(sae, metrics, folder.name, sae.config.hook, when)
     with disk_errors(path):
         write_json(path, core)
     return path

@@ -13,7 +13,7 @@ TOKEN = "hf_of_the_tests"
 
 
 class FakeHub:
-    """`repos` maps an id to its commits, each a dict of path -> bytes; `requests` are (method, path) of all that came."""
+    """`repos` maps an id to its commits, each a dict of path -> bytes; `requests` are the (method, path) of each."""
 
     def __init__(self):
         self.repos: dict[str, list[dict[str, bytes]]] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from fake_hub import TOKEN, FakeHub, oid
 from huggingface_hub import constants
 from safetensors.numpy import save_file
@@ -16,6 +17,7 @@ from test_sparsify import write as write_sparsify
 
 from musae_jax import cli
 from musae_jax.errors import MusaeError
+from musae_jax.sae.card import model_card
 from musae_jax.sae.formats import load_sae, save_sae
 from musae_jax.sae.hub import pull_sae, push_sae
 from musae_jax.sae.sae import sae_encode
@@ -118,7 +120,13 @@ def test_a_sparsify_folder_is_pulled_as_it_is(hub, tmp_path):
 def test_the_card_tells_where_how_and_how_well(hub, folder):
     push_sae(folder, REPO, PLACE)
     card = hub.files(REPO)[f"{PLACE}/README.md"].decode()
-    assert card.startswith("---\nlibrary_name: saelens\n")
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["library_name"] == "saelens" and "musicgen" in head["tags"]
+    published = random_sae()
+    published.config.metadata.update(model_name="facebook/musicgen-small")
+    head = yaml.safe_load(model_card(published, REPO).split("---\n")[1])
+    assert head["license"] == "cc-by-nc-4.0" and head["base_model"] == "facebook/musicgen-small"
+    assert "Not measured." in model_card(published, REPO) and "Not recorded." in model_card(published, REPO)
     assert "output of block 3 counted from 0; layer 4 in the paper" in card
     row = next(line for line in card.splitlines() if line.startswith("| fvu:"))
     assert row.endswith("| 0.25 | 0.5 |")  # beside its control

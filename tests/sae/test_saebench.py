@@ -122,6 +122,8 @@ def test_cosines_go_on_past_a_block(measured, monkeypatch):
 def test_it_is_written_beside_the_metrics(measured, tmp_path):
     sae, _, metrics = measured
     assert write_saebench(tmp_path, sae) is None
+    (tmp_path / "metrics.json").write_text('{"loss": 3}')  # another's
+    assert write_saebench(tmp_path, sae) is None
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     path = write_saebench(tmp_path, sae)
     assert path == tmp_path / "saebench_core.json"

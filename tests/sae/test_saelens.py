@@ -131,6 +131,22 @@ def test_old_layouts_with_an_unknown_rule_are_refused(tmp_path, changes, words):
     assert "\n" not in str(caught.value)
 
 
+def test_checkpoints_in_mid_training_keep_their_threshold_under_other_names(tmp_path):
+    sae = random_sae("jumprelu")
+    params = {name: np.asarray(value) for name, value in sae.params.items()}
+    threshold = params.pop("threshold")
+    save_sae(tmp_path, sae)
+    (tmp_path / "golden.safetensors").unlink()
+    save_file({**params, "log_threshold": np.log(threshold)}, tmp_path / "sae_weights.safetensors")
+    np.testing.assert_allclose(load_sae(tmp_path).params["threshold"], threshold, rtol=1e-6)
+    edit(tmp_path, architecture="batchtopk", k=2.5, topk_threshold_lr=0.01)
+    save_file({**params, "topk_threshold": np.array(0.7)}, tmp_path / "sae_weights.safetensors")
+    again = load_sae(tmp_path)
+    assert (again.config.architecture, again.config.k) == ("jumprelu", 2.5)
+    np.testing.assert_allclose(again.params["threshold"], np.full(F, 0.7), rtol=1e-6)
+    assert again.config.metadata["training"] == {"topk_threshold_lr": 0.01}
+
+
 def test_damaged_helpers_of_a_checkpoint_are_refused(tmp_path):
     save_sae(tmp_path, random_sae())
     edit(tmp_path, normalize_activations="expected_average_only_in")
