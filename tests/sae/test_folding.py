@@ -25,7 +25,7 @@ def close(got, expected, size: float = 1.0) -> None:
     assert off.mean() <= 0.02
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(**CASES, apply_b_dec=st.booleans())
 def test_unit_decoder_rows_scale_features_and_keep_the_reconstruction(architecture, d, f, seed, apply_b_dec):
     sae = random_sae(architecture, d, f, seed, apply_b_dec_to_input=apply_b_dec)
@@ -38,7 +38,7 @@ def test_unit_decoder_rows_scale_features_and_keep_the_reconstruction(architectu
     close(x_hat_after, x_hat, np.abs(before).max() * 4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(**CASES, apply_b_dec=st.booleans(), scale=st.floats(0.05, 20))
 def test_an_input_scale_is_absorbed(architecture, d, f, seed, apply_b_dec, scale):
     sae = random_sae(architecture, d, f, seed, apply_b_dec_to_input=apply_b_dec)
@@ -49,7 +49,7 @@ def test_an_input_scale_is_absorbed(architecture, d, f, seed, apply_b_dec, scale
     close(x_hat_after, x_hat / scale, np.abs(x_hat).max() / scale)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(**CASES, apply_b_dec=st.booleans())
 def test_a_whitening_is_absorbed(architecture, d, f, seed, apply_b_dec):
     sae = random_sae(architecture, d, f, seed, apply_b_dec_to_input=apply_b_dec)
