@@ -14,7 +14,8 @@ from musae_jax.errors import MusaeError
 from musae_jax.files import read_json
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.places import open_place
-from musae_jax.sae.formats import load_sae
+from musae_jax.sae.formats import is_sae, load_sae
+from musae_jax.sae.hooks import describe_hook
 
 
 def describe(path: str) -> str:
@@ -26,9 +27,10 @@ def describe(path: str) -> str:
         return f"run of {record['config']['model']}, {record['state']}: {stages}"
     if is_store(path) or open_place(path).system is not None:  # behind a URL there are only stores
         return _describe_store(open_store(path))
-    if (folder / "cfg.json").exists():
-        sae = load_sae(folder)
-        return f"{sae.config.architecture} SAE: {sae.config.d_in} → {sae.config.d_sae}"
+    if is_sae(folder):
+        c = load_sae(folder).config
+        active = f", k = {c.k}" if c.k else ""
+        return f"{c.architecture} SAE: {c.d_in} → {c.d_sae}{active}, at {describe_hook(c.hook)}"
     if path != "pocket" and folder.exists() and not (folder / "config.json").exists():
         raise MusaeError(
             f"{path} holds no run.json, metadata.json, cfg.json or config.json; give a folder that musae wrote"
