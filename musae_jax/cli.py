@@ -95,7 +95,7 @@ class DoctorFlags:
 
 @dataclass(frozen=True)
 class TrainPocketFlags:
-    """Trains the bundled pocket model anew: codec, then language model. Killed and started again, it goes on."""
+    """Trains the bundled pocket model anew: codec, decoder, language model. Killed and started again, it goes on."""
 
     work: Path
     """Folder for the corpus, checkpoints and logs."""
@@ -103,6 +103,8 @@ class TrainPocketFlags:
     """Folder for the finished model, in the Hugging Face layout."""
     codec_steps: int = 6000
     """Steps of the codec, the first third of them without quantisation."""
+    polish_steps: int = 4000
+    """Steps of the codec's decoder alone, on codes that no longer change."""
     lm_steps: int = 5500
     """Steps of the language model."""
     clips: int = 6400
@@ -243,6 +245,7 @@ def train_pocket_verb(flags: TrainPocketFlags) -> str:
     from musae_jax.models.checkpoints import save_musicgen
     from musae_jax.pocket.codec import CodecTraining
     from musae_jax.pocket.lm import LanguageModelTraining
+    from musae_jax.pocket.polish import PolishTraining
     from musae_jax.pocket.train import PocketTraining, train_judge, train_pocket
     from musae_jax.progress import progress_bar
     from musae_jax.validation.judge import save_judge
@@ -250,6 +253,7 @@ def train_pocket_verb(flags: TrainPocketFlags) -> str:
     training = PocketTraining(
         clips=flags.clips,
         codec=CodecTraining(steps=flags.codec_steps, continuous_steps=flags.codec_steps // 3),
+        polish=PolishTraining(steps=flags.polish_steps),
         language_model=LanguageModelTraining(steps=flags.lm_steps),
     )
     with progress_bar("pocket", console) as progress:

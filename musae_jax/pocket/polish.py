@@ -17,6 +17,8 @@ import optax
 import optax.contrib
 
 from musae_jax.models.encodec import EncodecConfig, EncodecDecoder, dequantize
+from musae_jax.pocket.codec import evaluate
+from musae_jax.pocket.corpus import Bank
 from musae_jax.pocket.loop import train_loop
 from musae_jax.pocket.schedule import warm_stable_decay
 from musae_jax.pocket.spectral import spectral_loss
@@ -68,19 +70,16 @@ def polish_step(state, codebooks, audio, codes, config: EncodecConfig, training:
 def polish_decoder(
     config: EncodecConfig,
     training: PolishTraining,
-    params: dict[str, Any],
-    audio: np.ndarray,
+    codec: dict[str, Any],
+    bank: Bank,
     codes: np.ndarray,
-    evaluate: Callable[[Any], dict[str, Any]],
+    held_out: Bank,
     folder: str | Path,
     log: Callable[[dict], None],
     progress: Callable[[int, int, str], None] | None = None,
-) -> Any:
-    """The decoder's parameters after more training from params {"decoder", "codebooks", …} on int16 audio
-    [clips, S] and the codes [clips, K, T] of the same clips; a killed run goes on from its last checkpoint.
-
-    `evaluate` takes the decoder's parameters and gives held-out figures for the log.
-    """
+) -> dict[str, Any]:
+    """`codec` as `train_codec` returns it, its decoder trained further on the clips of `bank` and their codes
+    [clips, K, T]; a killed run goes on from its last checkpoint."""
     hop = config.hop_length
 
     def step(state, number):
@@ -88,12 +87,17 @@ def polish_decoder(
         clips = rng.integers(len(codes), size=training.batch_size)
         starts = rng.integers(codes.shape[2] - training.crop_frames + 1, size=training.batch_size)
         spans = [slice(start, start + training.crop_frames) for start in starts]
-        heard = np.stack([audio[i, s.start * hop : s.stop * hop] for i, s in zip(clips, spans)]) / np.float32(32767)
+        audio = np.stack([bank.audio[i, s.start * hop : s.stop * hop] for i, s in zip(clips, spans)])
         said = np.stack([codes[i, :, s] for i, s in zip(clips, spans)]).astype(np.int32)
-        return polish_step(state, params["codebooks"], heard, said, config, training)
+        heard = audio.astype(np.float32) / 32767
+        return polish_step(state, codec["codebooks"], heard, said, config, training)
+
+    def polished(decoder):
+        return {**codec, "params": {**codec["params"], "decoder": decoder}}
 
     # copied: the step gives its state's buffers away
-    decoder = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params["decoder"])
+    decoder = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), codec["params"]["decoder"])
     state = {"decoder": decoder, "opt": optimiser(training).init(decoder)}
-    state = train_loop(folder, state, training.steps, step, lambda s: evaluate(s["decoder"]), log, progress)
-    return state["decoder"]
+    measure = lambda state: evaluate(polished(state["decoder"]), config, held_out)  # noqa: E731
+    state = train_loop(folder, state, training.steps, step, measure, log, progress)
+    return polished(state["decoder"])

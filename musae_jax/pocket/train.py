@@ -18,6 +18,7 @@ from musae_jax.models.t5 import T5Config
 from musae_jax.pocket.codec import CodecTraining, encode_bank, train_codec
 from musae_jax.pocket.corpus import HELD_OUT_SEED, JUDGE_SEED, TRAIN_SEED, composition, open_bank
 from musae_jax.pocket.lm import LanguageModelTraining, corpus_tokens, train_language_model
+from musae_jax.pocket.polish import PolishTraining, polish_decoder
 from musae_jax.pocket.tokenizer import VOCABULARY_SIZE, build_tokenizer
 from musae_jax.validation.judge import Judge, fit_judge
 
@@ -56,6 +57,7 @@ class PocketTraining:
     held_out_clips: int = 64
     seconds: float = 10.0
     codec: CodecTraining = dataclasses.field(default_factory=CodecTraining)
+    polish: PolishTraining = dataclasses.field(default_factory=PolishTraining)
     language_model: LanguageModelTraining = dataclasses.field(default_factory=LanguageModelTraining)
 
 
@@ -76,7 +78,7 @@ def train_judge(clips: int = 900, progress: Callable[[int, int, str], None] | No
 def train_pocket(
     work: str | Path, training: PocketTraining, progress: Callable[[int, int, str], None] | None = None
 ) -> MusicGen:
-    """Trains codec and language model under the folder `work`; killed and called again, it goes on.
+    """Trains codec, decoder and language model under the folder `work`; killed and called again, it goes on.
 
     A line of figures per 50 steps is appended to `work`/train.jsonl.
     """
@@ -99,6 +101,9 @@ def train_pocket(
     codec = train_codec(audio, training.codec, banks[TRAIN_SEED], banks[HELD_OUT_SEED], work / "codec", log, progress)
     codes = encode_bank(codec, audio, banks[TRAIN_SEED], work / "codes.npy", progress)
     held_codes = encode_bank(codec, audio, banks[HELD_OUT_SEED], work / "codes-held.npy", progress)
+    codec = polish_decoder(
+        audio, training.polish, codec, banks[TRAIN_SEED], codes, banks[HELD_OUT_SEED], work / "polish", log, progress
+    )
     tokenizer = build_tokenizer()
     padding = POCKET.text.pad_token_id
     tokens = corpus_tokens(tokenizer, TRAIN_SEED, training.clips, training.seconds, padding)

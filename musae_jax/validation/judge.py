@@ -30,6 +30,7 @@ RATE = 16000  # Hz; audio at other rates is resampled by the caller's `sampling_
 HOP = 320  # samples: 50 frames a second
 WINDOW = 1024  # samples
 MELS = 64
+FLOOR = 1e-4  # added to mel power: what a codec leaves in the silences, 70 dB below full scale, is not to be heard
 LAGS = 100  # frames: onset autocorrelation up to 2 s
 BATCH = 16  # clips heard at a time
 FOLDS = 5
@@ -73,7 +74,7 @@ def hear(audio: jax.Array) -> jax.Array:
     """
     audio = jnp.pad(audio.astype(jnp.float32), ((0, 0), (0, max(0, CHROMA_WINDOW - audio.shape[1]))))
     mel_filter = librosa.filters.mel(sr=RATE, n_fft=WINDOW, n_mels=MELS).T  # [bins, mels]
-    mel = 10 * jnp.log10(_power(audio, WINDOW, HOP) @ mel_filter + 1e-7)  # [B, T, mels] dB
+    mel = 10 * jnp.log10(_power(audio, WINDOW, HOP) @ mel_filter + FLOOR)  # [B, T, mels] dB
     loudness = mel.mean(2, keepdims=True)
     shape = mel - loudness  # timbre without loudness
     steps = jnp.diff(mel, axis=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from musae_jax.models.musicgen import text_states
-from musae_jax.pocket import codec, lm
+from musae_jax.pocket import codec, lm, polish
 from musae_jax.pocket.corpus import ROLL, composition, open_bank, roll
 from musae_jax.pocket.spectral import log_mel_distance, si_sdr
 from musae_jax.pocket.tokenizer import VOCABULARY_SIZE, build_tokenizer
@@ -75,6 +75,30 @@ def test_a_killed_codec_training_ends_as_an_unbroken_one(tiny_config, bank, tmp_
         assert np.array_equal(a, b)
     codes = codec.encode_bank(again, config, bank, tmp_path / "codes.npy")
     assert codes.shape == (4, 2, 100) and codes.max() < 16
+
+
+def test_polishing_betters_the_decoder_and_leaves_the_codes(tiny_config, bank, tmp_path):
+    config, rows = tiny_config.audio, []
+    codec_state = codec.init_state(config, TRAINING)
+    codec_state = codec.start_codebooks(codec_state, config, dataclasses.replace(TRAINING, batch_size=2), bank)
+    codes = codec.encode_bank(codec_state, config, bank, tmp_path / "codes.npy")
+    training = polish.PolishTraining(steps=30, batch_size=2, crop_frames=16, warmup=5, learning_rate=3e-3)
+    args = (config, training, codec_state, bank, codes, bank)
+    done = polish.polish_decoder(*args, tmp_path / "whole", rows.append)
+    before = codec.evaluate(codec_state, config, bank)
+    assert rows[-1]["held_out"]["log_mel_db_quantised"] < before["log_mel_db_quantised"]
+    for kept in ("codebooks", "counts"):
+        assert np.array_equal(done[kept], codec_state[kept])
+    assert jax.tree.all(jax.tree.map(np.array_equal, done["params"]["encoder"], codec_state["params"]["encoder"]))
+
+    def die(step, total, unit):
+        if step == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        polish.polish_decoder(*args, tmp_path / "cut", rows.append, die)
+    again = polish.polish_decoder(*args, tmp_path / "cut", rows.append)
+    assert jax.tree.all(jax.tree.map(np.array_equal, done, again))
 
 
 def test_the_captions_words_are_all_known():
