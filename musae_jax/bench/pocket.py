@@ -3,8 +3,9 @@
 codec       SI-SDR and log-mel distance with and without quantisation; how much of each codebook is used
 prediction  cross-entropy per codebook beside a unigram's and a smoothed bigram's
 samples     diatonic mass of unconditional samples between that of random codes and that of real music
-obedience   are the drums and the lead instrument there that the prompt asks for, by a judge of audio that was
-            fitted on rendered music only and whose accuracy on real music through the codec is printed beside
+obedience   are the drums and the lead instrument there that the prompt asks for, by a judge that hears audio and one
+            that reads codes, both fitted on rendered music only; their accuracy on real music through the codec is
+            printed beside
 """
 
 import dataclasses
@@ -25,12 +26,13 @@ from musae_jax.models.musicgen import MusicGen, decode_codes, encode_audio, enco
 from musae_jax.pocket.corpus import HELD_OUT_SEED, TRAIN_SEED, composition
 from musae_jax.pocket.lm import baselines, corpus_tokens, evaluate
 from musae_jax.pocket.spectral import log_mel_distance, magnitudes, si_sdr
-from musae_jax.validation.judge import fit_judge, judge_probabilities
+from musae_jax.validation.judge import fit_judge, judge_probabilities, judge_statistics
 
 SECONDS = 10.0
 SAMPLE_SECONDS = 5.0
 DIATONIC = (0, 2, 4, 5, 7, 9, 11)
 JUDGE_SEED, JUDGE_HELD_OUT_SEED = 902, 903
+CODE_PENALTIES = (0.003, 0.01, 0.03)
 Progress = Callable[[int, int, str], None]
 
 
@@ -143,37 +145,56 @@ def _solo_clips(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(audio), np.array(truth)
 
 
+def code_shares(codes: np.ndarray, size: int) -> np.ndarray:
+    """Square roots of the share of frames that each code takes; codes [n, K, T] below `size` = V -> [n, K·V]."""
+    counts = [[np.bincount(row, minlength=size) for row in clip] for clip in codes]  # [n, K, V]
+    return np.sqrt(np.reshape(counts, (len(codes), -1)) / codes.shape[2])
+
+
 def measure_obedience(
     mg: MusicGen, samples: int, judge_clips: int, seed: int, at: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Share of prompts whose drums (asked or not) and lead instrument the judge hears; solos, guidance 3."""
+    """Share of prompts whose drums (asked or not) and lead instrument two judges find; solos, guidance 3.
+
+    One judge hears audio; the other reads the codes, so that what the language model says and what the codec's decoder
+    makes of it are told apart. Both were fitted on rendered music only.
+    """
     names = ["drums: any", *(f"instrument: {lead.name}" for lead in LEADS)]
     families = ["drums"] + ["instrument"] * len(LEADS)
-    judge = fit_judge(*_solo_clips(JUDGE_SEED, judge_clips), names, families)
+    size = mg.config.audio.codebook_size
+    rendered, told = _solo_clips(JUDGE_SEED, judge_clips)
+    hearing = fit_judge(rendered, told, names, families)
+    shares = code_shares(_encode(mg, rendered), size)
+    reading = fit_judge(rendered, told, names, families, statistics=shares, penalties=CODE_PENALTIES)
     real, truth = _solo_clips(JUDGE_HELD_OUT_SEED, 128)
-    through = _in_batches(lambda x: decode_codes(mg.config, mg.params, encode_audio(mg.config, mg.params, x)), real)
+    real_codes = _encode(mg, real)
+    through = _in_batches(lambda c: decode_codes(mg.config, mg.params, c), real_codes)
     at("judge")
     prompts, asked = [], []
     for index in range(samples):
         lead, drums = index % len(LEADS), index // len(LEADS) % 2
         prompts.append(f"{LEADS[lead].name} solo, {'with drums' if drums else 'no drums'}")
         asked.append([bool(drums), *(i == lead for i in range(len(LEADS)))])
-    sounds = []
+    sounds, codes = [], []
     for start in range(0, samples, 16):
         batch = prompts[start : start + 16]
         text = encode_text(mg, batch + [""] * (16 - len(batch)))
         key = jax.random.fold_in(jax.random.key(seed), start)
         made = generate(mg.config, mg.params, text, key, seconds=SAMPLE_SECONDS, guidance_scale=3.0)
         sounds.append(np.asarray(made.audio)[: len(batch)])
+        codes.append(np.asarray(made.codes)[: len(batch)])
     out: dict[str, Any] = {"samples": samples, "chance_instrument": 1 / len(LEADS), "chance_drums": 0.5}
-    for where, audio, right in (
-        ("rendered", real, truth),
-        ("codec", through, truth),
-        ("generated", np.concatenate(sounds), np.array(asked)),
+    asked = np.array(asked)
+    for where, found, right in (
+        ("rendered", judge_probabilities(hearing, real), truth),
+        ("codec", judge_probabilities(hearing, through), truth),
+        ("generated", judge_probabilities(hearing, np.concatenate(sounds)), asked),
+        ("codec_codes", judge_statistics(reading, code_shares(real_codes, size)), truth),
+        ("generated_codes", judge_statistics(reading, code_shares(np.concatenate(codes), size)), asked),
     ):
-        heard = judge_probabilities(judge, audio)
-        out[f"drums_{where}"] = float(np.mean((heard[:, 0] > 0.5) == right[:, 0]))
-        out[f"instrument_{where}"] = float(np.mean(heard[:, 1:].argmax(1) == right[:, 1:].argmax(1)))
+        found = np.asarray(found)
+        out[f"drums_{where}"] = float(np.mean((found[:, 0] > 0.5) == right[:, 0]))
+        out[f"instrument_{where}"] = float(np.mean(found[:, 1:].argmax(1) == right[:, 1:].argmax(1)))
     return out
 
 
