@@ -1,0 +1,30 @@
+"""TopK (Gao et al. 2024, section 2.3): each token keeps its k largest pre-activations, those that are positive."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from musae_jax.sae.recipe import Knobs, Memory, Params, Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKConfig(Recipe):
+    """How to train a TopK SAE; the other fields are in `Recipe`.
+
+    Attributes:
+      k: active features per token, at most. In a group, members with a smaller k pay for the largest.
+    """
+
+    architecture: ClassVar[str] = "topk"
+    rule: ClassVar[str] = "topk"
+    traced: ClassVar[tuple[str, ...]] = (*Recipe.traced, "k")
+
+    k: int = 32
+
+    def activate(self, params: Params, pre: jax.Array, knobs: Knobs, memory: Memory, count: Any) -> Any:
+        largest = jax.lax.top_k(jax.lax.stop_gradient(pre), self.k)[0]  # [N, k]
+        # The k-th by a minimum and not by a slice, which would make XLA sort whole rows.
+        least = jnp.where(jnp.arange(self.k) < knobs["k"], largest, jnp.inf).min(-1, keepdims=True)
+        return jnp.where((pre >= least) & (pre > 0), pre, 0.0), memory
