@@ -31,9 +31,9 @@ from musae_jax.labels.truth import gather_truth, measure_truth, name_by_truth, s
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.musicgen import MusicGen, random_musicgen
 from musae_jax.pocket import JUDGE
-from musae_jax.sae.batch_topk import BatchTopKConfig
 from musae_jax.sae.formats import load_sae, save_maximum
-from musae_jax.sae.train import train_sae
+from musae_jax.sae.recipes import recipe_name, train_recipe
+from musae_jax.sae.train import train_saes
 from musae_jax.steering.effects import EffectsConfig, choose_targets, measure_effects
 from musae_jax.validation.judge import judge_rows, load_judge
 
@@ -68,7 +68,7 @@ class Run:
     @property
     def name(self) -> str:
         """The SAE's folder name."""
-        return f"batchtopk-{self.config.train.d_sae}-k{self.config.train.k}"
+        return recipe_name(self.config.train)
 
     def sae_folder(self, layer: int, control: bool = False) -> Path:
         return self.folder / "sae" / hook_name(layer) / (f"{self.name}-{CONTROL}" if control else self.name)
@@ -139,8 +139,11 @@ def train_stage(run: Run, progress: Progress | None = None) -> None:
     for control in (False, True)[: 1 + run.config.harvest.control]:
         for layer in run.layers:
             store = run.store(layer, control)
-            recipe = BatchTopKConfig(store.d_in, c.d_sae, c.k, c.steps, c.batch_size, seed=run.config.seed)
-            train_sae(store, recipe, run.sae_folder(layer, control), held_out, progress=progress)
+            recipe = train_recipe(c, store.d_in, run.config.seed)
+            folder = run.sae_folder(layer, control)
+            train_saes(
+                store, {folder: recipe}, held_out, drop_start=c.drop_start, seed=run.config.seed, progress=progress
+            )
 
 
 def features_stage(run: Run, progress: Progress | None = None) -> None:

@@ -2,7 +2,8 @@
 
 cfg.json                      architecture, d_in, d_sae, dtype, device, apply_b_dec_to_input, normalize_activations,
                               reshape_activations, metadata {…}; k if architecture is topk
-sae_weights.safetensors       W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], threshold [F] if jumprelu
+sae_weights.safetensors       W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], threshold [F] if jumprelu;
+                              b_gate, r_mag, b_mag [F] in place of b_enc if gated
 golden.safetensors            x [n, D] with its f [n, F] and x_hat [n, D], recomputed at load: the wrong rule, a
                               changed weight or a bias applied twice cannot go unseen
 feature_maximum.safetensors   maximum [F], optional: each feature's largest activation, the unit of steering
@@ -154,14 +155,9 @@ def _read_config(path: Path, record: Any) -> SAEConfig:
 
 
 def _check_weights(path: Path, config: SAEConfig, params: dict[str, np.ndarray]) -> None:
-    shapes = {
-        "W_enc": (config.d_in, config.d_sae),
-        "b_enc": (config.d_sae,),
-        "W_dec": (config.d_sae, config.d_in),
-        "b_dec": (config.d_in,),
-    }
-    if config.architecture == "jumprelu":
-        shapes["threshold"] = (config.d_sae,)
+    shapes = {"W_enc": (config.d_in, config.d_sae), "W_dec": (config.d_sae, config.d_in), "b_dec": (config.d_in,)}
+    per_feature = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "r_mag", "b_mag")}
+    shapes |= {name: (config.d_sae,) for name in per_feature.get(config.architecture, ("b_enc",))}
     problems = [f"{name} is missing" for name in sorted(set(shapes) - set(params))]
     problems += [f"{name} is unknown" for name in sorted(set(params) - set(shapes))]
     for name in sorted(set(shapes) & set(params)):
@@ -181,13 +177,19 @@ def _fold_decoder_norm(path: Path, config: SAEConfig, params: dict[str, np.ndarr
     norm = np.linalg.norm(params["W_dec"], axis=1)  # [F]
     if not norm.all():
         raise MusaeError(f"{path} has decoder rows of norm 0, which rescale_acts_by_decoder_norm cannot be applied to")
-    folded = {**params, "W_enc": params["W_enc"] * norm, "b_enc": params["b_enc"] * norm}
+    biases = {name: params[name] * norm for name in ("b_enc", "b_gate", "b_mag") if name in params}
+    folded = {**params, **biases, "W_enc": params["W_enc"] * norm}
     return {**folded, "W_dec": params["W_dec"] / norm[:, None]}
 
 
 def _numpy_sae(config: SAEConfig, params: dict[str, np.ndarray], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(f, how far each p is from being treated otherwise), in NumPy: the same on every device, whatever its matmuls."""
-    pre = (x - params["b_dec"] if config.apply_b_dec_to_input else x) @ params["W_enc"] + params["b_enc"]  # [n, F]
+    projected = (x - params["b_dec"] if config.apply_b_dec_to_input else x) @ params["W_enc"]  # [n, F]
+    if config.architecture == "gated":
+        gate = projected + params["b_gate"]
+        magnitude = projected * np.exp(params["r_mag"]) + params["b_mag"]
+        return np.where(gate > 0, np.maximum(magnitude, 0.0), 0.0), np.abs(gate)
+    pre = projected + params["b_enc"]
     if config.architecture == "topk":
         ranked = -np.sort(-pre, axis=1)
         least = ranked[:, config.k - 1, None]  # the last that is kept, and the first that is not

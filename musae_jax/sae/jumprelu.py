@@ -28,8 +28,8 @@ class JumpReLUConfig(Recipe):
       k: the L0 aimed at.
       l0_coefficient: of (L0 / k − 1)².
       bandwidth: ε, in centred and scaled units, where pre-activations begin with a spread of about 1.
-      threshold_init: θ at the start, in the same units; None: so that L0 starts near k, as it does where pre-activations
-        are normal.
+      threshold_init: θ at the start, in the same units; None: so that L0 would start at k if pre-activations were
+        normal.
       threshold_lr: peak learning rate of log θ; None: ten times lr, at least 1e-3.
     """
 

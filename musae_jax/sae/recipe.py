@@ -34,7 +34,7 @@ class Tokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to train an SAE; the numbers are those of the dictionary_learning library except where a field says otherwise.
+    """How to train an SAE; numbers are those of the dictionary_learning library except where a field says otherwise.
 
     Attributes:
       d_in, d_sae: D and F.

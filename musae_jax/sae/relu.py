@@ -13,8 +13,7 @@ class ReLUConfig(Recipe):
     """How to train a ReLU SAE; the other fields are in `Recipe`.
 
     Attributes:
-      l1_coefficient: with unit-variance inputs and the loss in fractions of variance 5 is the value of Anthropic's April
-        2024 update, whose inputs have norm sqrt(D) and whose decoder norms are in the penalty.
+      l1_coefficient: of Σ f; 5 is that of Anthropic's April 2024 update, which scales inputs as here, to norm sqrt(D).
     """
 
     architecture: ClassVar[str] = "relu"

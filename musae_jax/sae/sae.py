@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-ARCHITECTURES = ("jumprelu", "topk", "standard")
+ARCHITECTURES = ("jumprelu", "topk", "standard", "gated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +17,10 @@ class SAEConfig:
     Attributes:
       d_in, d_sae: D, the width of the residual stream, and F, the number of features.
       architecture: the inference rule, with p = (x − b_dec) W_enc + b_enc:
-        "jumprelu"  f = p where p > threshold and p > 0, else 0   (BatchTopK SAEs are stored so)
+        "jumprelu"  f = p where p > threshold and p > 0, else 0   (BatchTopK and Matryoshka SAEs are stored so)
         "topk"      f = relu(p) of the k largest p of each token, else 0
         "standard"  f = relu(p)
+        "gated"     f = relu(m) where p > 0, else 0; p has b_gate for b_enc, m = (x − b_dec) W_enc exp(r_mag) + b_mag
       k: of "topk"; in the other rules the number of active features per token aimed at, if known.
       apply_b_dec_to_input: whether b_dec is subtracted from x before encoding.
       metadata: where it came from (model, hook, training record); never part of the computation.
@@ -46,7 +47,8 @@ class SAEConfig:
 
 @flax.struct.dataclass
 class SAE:
-    """An SAE: params {"W_enc" [D, F], "b_enc" [F], "W_dec" [F, D], "b_dec" [D], and "threshold" [F] if jumprelu}.
+    """An SAE: params {"W_enc" [D, F], "b_enc" [F], "W_dec" [F, D], "b_dec" [D], and "threshold" [F] if jumprelu};
+    "b_gate", "r_mag", "b_mag" [F] in place of "b_enc" if gated.
 
     `maximum` [F], if known, is each feature's largest activation over the harvested music: the unit of steering.
     """
@@ -56,17 +58,16 @@ class SAE:
     maximum: jax.Array | None = None
 
 
-def pre_activations(config: SAEConfig, params: Any, x: jax.Array) -> jax.Array:
-    """p = (x − b_dec) W_enc + b_enc; [..., d_in] -> [..., d_sae]."""
+def sae_encode(config: SAEConfig, params: Any, x: jax.Array) -> jax.Array:
+    """Feature activations, all >= 0; [..., d_in] -> [..., d_sae]. The rules are those of `SAEConfig.architecture`."""
     x = jnp.asarray(x, jnp.float32)
     if config.apply_b_dec_to_input:
         x = x - params["b_dec"]
-    return x @ params["W_enc"] + params["b_enc"]
-
-
-def sae_encode(config: SAEConfig, params: Any, x: jax.Array) -> jax.Array:
-    """Feature activations, all >= 0; [..., d_in] -> [..., d_sae]. The rules are those of `SAEConfig.architecture`."""
-    pre = pre_activations(config, params, x)
+    projected = x @ params["W_enc"]
+    if config.architecture == "gated":
+        magnitude = projected * jnp.exp(params["r_mag"]) + params["b_mag"]
+        return jnp.where(projected + params["b_gate"] > 0, jax.nn.relu(magnitude), 0.0)
+    pre = projected + params["b_enc"]
     if config.architecture == "topk":
         # `.min(-1)` and not `[..., -1]`: the slice makes XLA sort the whole row.
         least = jax.lax.top_k(pre, config.k)[0].min(-1, keepdims=True)
