@@ -69,6 +69,26 @@ class InfoFlags:
 
 
 @dataclass(frozen=True)
+class PushFlags:
+    """Puts SAEs on the Hugging Face hub, each with a card of what it is and how good it is beside its control."""
+
+    repo: str
+    """Where to: ORG/NAME, created where it does not exist."""
+    run: Path | None = None
+    """A run folder: every SAE of it but the controls, each in the subfolder HOOK/NAME."""
+    sae: Path | None = None
+    """One SAE's folder, in any layout that can be read."""
+    subfolder: str | None = None
+    """With --sae: where in the repository; HOOK/NAME by default."""
+    revision: str | None = None
+    """A branch that exists; the main one by default."""
+    private: bool = False
+    """Create the repository as a private one."""
+    license: str | None = None
+    """The licence in the card; by default MusicGen's own for an SAE of one of Meta's models."""
+
+
+@dataclass(frozen=True)
 class DoctorFlags:
     """Versions, devices, what is missing and how to get it."""
 
@@ -83,9 +103,9 @@ class TrainPocketFlags:
     """Folder for the finished model, in the Hugging Face layout."""
     codec_steps: int = 6000
     """Steps of the codec, the first third of them without quantisation."""
-    lm_steps: int = 3000
+    lm_steps: int = 5500
     """Steps of the language model."""
-    clips: int = 2000
+    clips: int = 6400
     """Composed clips of ten seconds to train on."""
 
 
@@ -177,6 +197,22 @@ def info_verb(flags: InfoFlags) -> str:
     return describe(flags.path)
 
 
+def push_verb(flags: PushFlags) -> str:
+    from musae_jax.sae.hub import push_sae, run_saes, usual_subfolder
+
+    if (flags.run is None) == (flags.sae is None):
+        raise MusaeError("musae push needs either --run or --sae; give the folder of a run or that of an SAE")
+    if flags.run is not None and flags.subfolder is not None:
+        raise MusaeError("--subfolder goes with --sae; the SAEs of a run each have their own")
+    addresses = []
+    for folder in [flags.sae] if flags.sae else run_saes(flags.run):
+        subfolder = usual_subfolder(folder) if flags.subfolder is None else flags.subfolder
+        addresses.append(
+            push_sae(folder, flags.repo, subfolder, flags.revision, private=flags.private, license=flags.license)
+        )
+    return "\n".join(addresses)
+
+
 def doctor_verb(flags: DoctorFlags) -> str:
     from musae_jax.info import doctor
 
@@ -241,6 +277,7 @@ VERBS = {
     "steer": Verb(StageFlags, stage_verb("steer"), "steer the best-named features, measured against controls"),
     "export": Verb(StageFlags, stage_verb("report"), "the report as a static folder"),
     "generate": Verb(GenerateFlags, generate_verb, "prompt to sound"),
+    "push": Verb(PushFlags, push_verb, "SAEs to the Hugging Face hub, with a card"),
     "info": Verb(InfoFlags, info_verb, "what a checkpoint, store, SAE or run is"),
     "doctor": Verb(DoctorFlags, doctor_verb, "versions, devices, what is missing"),
     "bench": Verb(BenchFlags, bench_verb, "what was learned, measured on held-out music"),

@@ -30,6 +30,12 @@ class HarvestConfig:
     """Blocks whose output is kept, counted from 0 (the paper's layer L is L − 1); none named: the middle one."""
     batch_size: int = 8
     """Clips in one pass."""
+    dtype: str = "float32"
+    """Of the stored activations: float32, bfloat16 (half the room), or float16."""
+    store: str = ""
+    """Where the activations go, a folder or a URL such as gs://bucket/run or s3://bucket/run; empty: the run folder."""
+    live: bool = False
+    """Store nothing: whatever needs activations runs the model over the music again."""
     control: bool = True
     """Also harvest the same architecture with random weights, the control beside every figure."""
 
@@ -109,7 +115,7 @@ class FeaturesConfig:
     maximum_share: float = 0.25
     """Largest share of clips in which a kept feature is active."""
     active_above: float = 0.2
-    """A clip is active when the feature's mean over it exceeds this share of its largest mean; the paper's filter is 0."""
+    """A clip is active when its mean exceeds this share of the feature's largest clip mean; the paper's filter is 0."""
     exemplars: int = 4
     """Clips shown of each half of the corpus."""
 

@@ -1,5 +1,6 @@
 """What a path is, and what this machine has: the text behind `musae info` and `musae doctor`."""
 
+import collections
 import importlib.metadata
 import importlib.util
 import platform
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import jax
 
-from musae_jax.activations.store import open_store
+from musae_jax.activations.store import Store, is_store, open_store
 from musae_jax.compose.soundfont import find_soundfont
 from musae_jax.errors import MusaeError
 from musae_jax.files import read_json
 from musae_jax.models.checkpoints import load_musicgen
-from musae_jax.sae.formats import load_sae
+from musae_jax.places import open_place
+from musae_jax.sae.formats import is_sae, load_sae
+from musae_jax.sae.hooks import describe_hook
 
 
 def describe(path: str) -> str:
@@ -22,13 +25,12 @@ def describe(path: str) -> str:
         record = read_json(folder / "run.json")
         stages = ", ".join(f"{name} {row['seconds']:.0f} s" for name, row in record["stages"].items())
         return f"run of {record['config']['model']}, {record['state']}: {stages}"
-    if (folder / "metadata.json").exists():
-        store = open_store(folder)
-        clips, positions, width = len(store.clip_ids), store.positions, store.d_in
-        return f"activations at {store.hook}: {clips} clips × {positions} positions × {width}"
-    if (folder / "cfg.json").exists():
-        sae = load_sae(folder)
-        return f"{sae.config.architecture} SAE: {sae.config.d_in} → {sae.config.d_sae}"
+    if is_store(path) or open_place(path).system is not None:  # behind a URL there are only stores
+        return _describe_store(open_store(path))
+    if is_sae(folder):
+        c = load_sae(folder).config
+        active = f", k = {c.k}" if c.k else ""
+        return f"{c.architecture} SAE: {c.d_in} → {c.d_sae}{active}, at {describe_hook(c.hook)}"
     if path != "pocket" and folder.exists() and not (folder / "config.json").exists():
         raise MusaeError(
             f"{path} holds no run.json, metadata.json, cfg.json or config.json; give a folder that musae wrote"
@@ -42,6 +44,29 @@ def describe(path: str) -> str:
     return (
         f"MusicGen: {sizes}, {codes}, {c.sampling_rate} Hz sound, {count / 1e6:.1f} M parameters, {tokenizer} tokenizer"
     )
+
+
+def _describe_store(store: Store) -> str:
+    about = store.description
+    clips, size = len(store.clip_ids), sum(row["bytes"] for row in store.rows)
+    lines = [
+        f"activations at {store.hook}: {clips} clips × {store.positions} positions × {store.d_in}, {about['dtype']},"
+        f" {len(store)} shards, {size / 2**20:.1f} MiB"
+    ]
+    if "model" in about:
+        lines.append(f"model {about['model'] or '(no name)'}, weights {about.get('revision', 'unknown')[:12]}")
+    if "codec" in about:
+        codec = about["codec"]
+        lines.append(
+            f"codes of {codec['codebooks']} codebooks from {codec['sampling_rate']} Hz sound, codec"
+            f" {codec['revision'][:12]}, {about['frame_rate']:g} Hz frames, {about['seconds']:g} s a clip,"
+            f" {'delayed' if about['delayed'] else 'not delayed'}, text {about['text']}"
+        )
+    if store.split:
+        halves = collections.Counter(store.split.values())
+        shares = ", ".join(f"{count} {half}" for half, count in sorted(halves.items()))
+        lines.append(f"{len(set(store.tracks.values()))} tracks, split by track into {shares} clips")
+    return "\n".join([*lines, f"content {store.content_sha256[:12]}"])
 
 
 def doctor() -> str:

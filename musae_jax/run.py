@@ -10,12 +10,15 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from musae_jax.activations.harvest import harvest, hook_name
-from musae_jax.activations.store import Store, open_store
+from musae_jax.activations.live import LiveActivations, live_activations
+from musae_jax.activations.source import Activations
+from musae_jax.activations.store import open_store
 from musae_jax.audio.clips import Clip, ClipSource, load_clip, load_truth, open_clips, split_tracks
 from musae_jax.compose.dataset import write_dataset
 from musae_jax.config import RunConfig, from_record, to_record
@@ -30,6 +33,7 @@ from musae_jax.labels.naming import Truth
 from musae_jax.labels.truth import gather_truth, measure_truth, name_by_truth, summarise_table, truth_table
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.musicgen import MusicGen, random_musicgen
+from musae_jax.places import Place, inside, open_place
 from musae_jax.pocket import JUDGE
 from musae_jax.sae.formats import load_sae, save_maximum
 from musae_jax.sae.recipes import recipe_name, train_recipe
@@ -53,6 +57,12 @@ class Run:
         return load_musicgen(self.config.model)
 
     @functools.cached_property
+    def control_model(self) -> MusicGen:
+        """The same architecture with random decoder weights; its codec is the trained one."""
+        drawn = random_musicgen(self.model.config, jax.random.key(self.config.seed + 1))
+        return self.model.replace(params={**drawn.params, "audio": self.model.params["audio"]})
+
+    @functools.cached_property
     def clips(self) -> ClipSource:
         return open_clips(self.config.audio or self.folder / "music", self.config.compose.seconds)
 
@@ -73,11 +83,35 @@ class Run:
     def sae_folder(self, layer: int, control: bool = False) -> Path:
         return self.folder / "sae" / hook_name(layer) / (f"{self.name}-{CONTROL}" if control else self.name)
 
-    def activations(self, control: bool = False) -> Path:
-        return self.folder / (f"activations-{CONTROL}" if control else "activations")
+    def activations(self, control: bool = False) -> Place:
+        """The folder of the stores of all layers."""
+        place = open_place(self.config.harvest.store or self.folder)
+        return inside(place, f"activations-{CONTROL}" if control else "activations")
 
-    def store(self, layer: int, control: bool = False) -> Store:
-        return open_store(self.activations(control) / hook_name(layer))
+    def harvest_options(self, control: bool = False) -> dict[str, Any]:
+        """What a harvest and a live stream are made from."""
+        return {
+            "mg": self.control_model if control else self.model,
+            "clips": self.clips.clips,
+            "layers": self.layers,
+            "seconds": self.config.compose.seconds,
+            "batch_size": self.config.harvest.batch_size,
+            "model": f"{self.config.model}, random weights" if control else self.config.model,
+            "seed": self.config.seed,
+        }
+
+    def store(self, layer: int, control: bool = False) -> Activations:
+        if self.config.harvest.live:
+            return (self._live_control if control else self._live)[layer]
+        return open_store(inside(self.activations(control), hook_name(layer)))
+
+    @functools.cached_property
+    def _live(self) -> dict[int, LiveActivations]:
+        return live_activations(**self.harvest_options())
+
+    @functools.cached_property
+    def _live_control(self) -> dict[int, LiveActivations]:
+        return live_activations(**self.harvest_options(control=True))
 
     def audio(self, clip: str) -> np.ndarray:
         """Sound [S] of a clip at the model's rate."""
@@ -107,8 +141,7 @@ def compose_stage(run: Run, progress: Progress | None = None) -> None:
 
 
 def harvest_stage(run: Run, progress: Progress | None = None) -> None:
-    """Residuals of the model, and of the same architecture with random decoder weights (its codec is the trained one)."""
-    c, mg = run.config, run.model
+    """Residuals of the model and of the control; a live run only finds its clips here."""
     write_json(
         run.folder / "clips.json",
         {
@@ -117,19 +150,10 @@ def harvest_stage(run: Run, progress: Progress | None = None) -> None:
             "silent": list(run.clips.silent),
         },
     )
-    options = {"seconds": c.compose.seconds, "batch_size": c.harvest.batch_size, "progress": progress}
-    harvest(mg, run.clips.clips, run.layers, out=run.activations(), model=c.model, **options)
-    if c.harvest.control:
-        drawn = random_musicgen(mg.config, jax.random.key(c.seed + 1))
-        mixed = mg.replace(params={**drawn.params, "audio": mg.params["audio"]})
-        harvest(
-            mixed,
-            run.clips.clips,
-            run.layers,
-            out=run.activations(control=True),
-            model=f"{c.model}, random weights",
-            **options,
-        )
+    c = run.config.harvest
+    for control in (False, True)[: 1 + c.control] if not c.live else ():
+        options = run.harvest_options(control)
+        harvest(**options, out=run.activations(control), dtype=c.dtype, progress=progress)
 
 
 def train_stage(run: Run, progress: Progress | None = None) -> None:

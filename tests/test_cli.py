@@ -1,4 +1,4 @@
-"""The command: what it prints, what it exits with, and that bad input is one clear sentence with nothing half-written."""
+"""The command: what it prints, what it exits with, and bad input as one clear sentence with nothing half-written."""
 
 import json
 import re

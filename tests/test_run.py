@@ -1,4 +1,4 @@
-"""The road on a tiny model: every stage writes what it should, and a killed run ends with the files of an unbroken one."""
+"""The road on a tiny model: every stage writes what it should; a killed run ends with the files of an unbroken one."""
 
 import json
 import os
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from musae_jax import cli
-from musae_jax.run import STAGES
+from musae_jax.config import RunConfig, from_record
+from musae_jax.run import STAGES, begin_run, run_stage
 
 FLAGS = (
     "--compose.clips", "12", "--compose.seconds", "2", "--train.steps", "30", "--train.d-sae", "64", "--train.k", "8",
@@ -80,6 +81,21 @@ def test_a_stage_verb_works_on_a_run(whole, capsys):
     capsys.readouterr()
     assert cli.main(["label", "--run", str(whole / "nothing")]) == 2
     assert "run.json is missing" in capsys.readouterr().err.replace("\n", "")
+
+
+@pytest.mark.parametrize("harvest", [{"live": True}, {"store": "memory://bucket/run"}])
+def test_without_a_disk_for_activations_the_sae_is_the_same(whole, tmp_path, harvest):
+    record = json.loads((whole / "run.json").read_text())["config"]
+    harvest = {**record["harvest"], **harvest, "control": False}
+    changes = {"out": str(tmp_path / "run"), "audio": str(whole / "music"), "harvest": harvest}
+    run = begin_run(from_record(RunConfig, {**record, **changes}, "the test's config"))
+    for stage in ("harvest", "train", "features"):
+        run_stage(run, stage)
+    assert not list(tmp_path.rglob("shard-*"))
+    expected, found = files(whole), files(tmp_path / "run")
+    for name in found:
+        if name.startswith(("sae/", "features/")) and name.endswith(".safetensors"):
+            assert found[name] == expected[name], name
 
 
 def _kill_when(out: Path, model: Path, seen) -> None:

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from musae_jax.checkpoint import TrainingCheckpoints
 from musae_jax.files import atomic_path
 from musae_jax.models.encodec import EncodecConfig, EncodecDecoder, EncodecEncoder, quantize, random_encodec
 from musae_jax.pocket.corpus import ROLL, Bank
+from musae_jax.pocket.loop import train_loop
 from musae_jax.pocket.spectral import log_mel_distance, si_sdr, spectral_loss
 
 
@@ -235,30 +235,24 @@ def train_codec(
     save_every: int = 250,
 ) -> dict:
     """Trains to `training.steps` and returns the state; a killed run goes on from its last checkpoint in `folder`."""
-    checkpoints = TrainingCheckpoints(Path(folder) / "checkpoints")
-    state = init_state(config, training)
-    done = 0
-    if checkpoints.note() is not None:
-        done, state = checkpoints.restore(state)
-    while done < training.steps:
-        if done == training.continuous_steps:
+
+    def step(state, number):
+        if number == training.continuous_steps:
             state = start_codebooks(state, config, training, bank)
-        # the batch is a function of the step, so a resumed run sees what an unbroken one would have seen
-        audio, roll = draw_batch(
-            bank, config, training.batch_size, training.crop_frames, np.random.default_rng([training.seed, done])
-        )
-        state, metrics = train_step(state, audio, roll, config, training, done >= training.continuous_steps)
-        done += 1
-        if progress:
-            progress(done, training.steps, "steps")
-        if done % 50 == 0:
-            log({"step": done, **{name: float(value) for name, value in metrics.items()}})
-        if done % save_every == 0 or done == training.steps:
-            checkpoints.save(done, state, {"stage": "codec"})
-        if done % 1000 == 0 or done == training.steps:
-            log({"step": done, "held_out": evaluate(state, config, held_out)})
-    checkpoints.close()
-    return state
+        rng = np.random.default_rng([training.seed, number])
+        audio, roll = draw_batch(bank, config, training.batch_size, training.crop_frames, rng)
+        return train_step(state, audio, roll, config, training, number >= training.continuous_steps)
+
+    return train_loop(
+        folder,
+        init_state(config, training),
+        training.steps,
+        step,
+        lambda state: evaluate(state, config, held_out),
+        log,
+        progress,
+        save_every,
+    )
 
 
 def encode_bank(state: dict, config: EncodecConfig, bank: Bank, path: str | Path, progress=None) -> np.ndarray:

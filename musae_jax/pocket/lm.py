@@ -13,58 +13,91 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
-from musae_jax.checkpoint import TrainingCheckpoints
 from musae_jax.models.delay import delayed_targets
 from musae_jax.models.musicgen import MusicGenConfig, TextStates, forward, random_musicgen, text_states, tokenize
 from musae_jax.pocket.corpus import caption, composition
+from musae_jax.pocket.loop import train_loop
+from musae_jax.pocket.schedule import warm_stable_decay
 
 EMBEDDING_GAIN = 20.0
 CAPTIONS = 4  # wordings of each clip
+SHORT = 8  # a short crop is this many times shorter than a clip, and a batch of them as many times larger
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelTraining:
-    """How the language model is trained; a batch holds whole clips."""
+    """How the language model is trained.
 
-    steps: int = 3000
-    batch_size: int = 4
+    Once a clip is under way, its own past says what it plays, so only its first frames teach the model to read the
+    prompt. Therefore batches of whole clips and of short crops, eight times as many, take turns, and first frames weigh
+    more. And what the prompt says arrives in a noisy gradient, so all that reads it learns more slowly.
+    """
+
+    steps: int = 5500
+    batch_size: int = 4  # whole clips, or 8 times as many short crops
     learning_rate: float = 3e-3
+    text_learning_rate: float = 1e-3  # of the text encoder, its projection and cross-attention
     warmup: int = 100
+    decay: float = 0.25  # last share of the steps, over which the learning rate falls to nothing
     weight_decay: float = 0.05
     text_dropout: float = 0.15  # share of clips without text, which guidance needs
     first_codebook_weight: float = 2.0  # against 1 for each other codebook
+    early_weight: float = 4.0  # of the first frame against late ones
+    early_frames: float = 25.0  # over which the extra weight falls to a third (1/e)
     seed: int = 0
 
 
 def optimiser(training: LanguageModelTraining) -> optax.GradientTransformation:
-    """AdamW with warm-up and cosine decay; biases and norms are not decayed."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, training.learning_rate, training.warmup, training.steps, training.learning_rate / 50
-    )
-    decayed = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=training.weight_decay, mask=decayed),
-    )
+    """Muon (Jordan et al. 2024) on the decoder's own matrices, Adam on the rest, with a rate of its own for the text.
+
+    Muon's updates are scaled to Adam's size (`consistent_rms`), so that rates mean the same.
+    """
+
+    def rate(peak: float) -> optax.Schedule:
+        return warm_stable_decay(peak, training.warmup, training.steps, training.decay)
+
+    def kind(path, leaf) -> str:
+        names = {str(part.key) for part in path}
+        if "text" in names or "projection" in names or "cross_attention" in names:
+            return "text"
+        inside = any(name.startswith("block_") for name in names)
+        return "matrix" if inside and leaf.ndim == 2 else "other"
+
+    rates = {
+        "text": optax.adamw(rate(training.text_learning_rate), b2=0.98, weight_decay=training.weight_decay),
+        "matrix": optax.contrib.muon(
+            rate(training.learning_rate), weight_decay=training.weight_decay, consistent_rms=0.2
+        ),
+        "other": optax.adam(rate(training.learning_rate), b2=0.98),
+    }
+    kinds = lambda params: jax.tree_util.tree_map_with_path(kind, params)  # noqa: E731
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(rates, kinds))
 
 
-def losses(config: MusicGenConfig, params: dict, codes, ids, mask) -> jnp.ndarray:
-    """Cross-entropy in nats per codebook [K] of codes [B, K, T] given tokens [B, L]; a row with no tokens has no text."""
+def losses(config: MusicGenConfig, params: dict, codes, ids, mask, weights=None) -> jnp.ndarray:
+    """Cross-entropy in nats per codebook [K] of codes [B, K, T] given tokens [B, L]; a row with no tokens has no text.
+
+    `weights` [P] weigh the positions against each other; without them all count the same.
+    """
     text = text_states(config, params, ids, mask)
     text = TextStates(states=text.states, mask=mask)
     logits = forward(config, params, codes, text).logits  # [B, K, P, V]
     targets, real = delayed_targets(codes)  # [B, K, P], [K, P]
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return jnp.sum(jnp.mean(nats, 0) * real, -1) / jnp.sum(real, -1)
+    weights = real if weights is None else real * weights  # [K, P]
+    return jnp.sum(jnp.mean(nats, 0) * weights, -1) / jnp.sum(weights, -1)
 
 
 @partial(jax.jit, static_argnames=("config", "training"), donate_argnames=("state",))
 def train_step(state, codes, ids, mask, config: MusicGenConfig, training: LanguageModelTraining):
     """One step on codes [B, K, T] and tokens [B, L]; returns (state, per-codebook losses [K])."""
 
+    early = 1 + (training.early_weight - 1) * jnp.exp(-jnp.arange(codes.shape[2] + 1) / training.early_frames)  # [P]
+
     def loss(params):
-        nats = losses(config, params, codes, ids, mask)
+        nats = losses(config, params, codes, ids, mask, early)
         weights = jnp.ones(nats.shape[0]).at[0].set(training.first_codebook_weight)
         return jnp.sum(nats * weights) / jnp.sum(weights), nats
 
@@ -77,9 +110,40 @@ def init_state(config: MusicGenConfig, training: LanguageModelTraining) -> dict:
     """Random parameters (without the codec's) and the optimiser's state."""
     params = dict(random_musicgen(config, jax.random.key(training.seed)).params)
     del params["audio"]
-    # Drawn at 0.02 like every weight, the codes would start fifty times quieter than the positions added to them.
+    c = config.decoder
+    # Drawn at 0.02 like every weight, the codes would start fifty times quieter than the positions added to them, and
+    # what cross-attention says of the text a hundred times quieter than the stream: both start at unit size instead.
     params["decoder"] = {**params["decoder"], "embedding": params["decoder"]["embedding"] * EMBEDDING_GAIN}
+    unit = lambda weight, width: weight * (width**-0.5 / c.initializer_factor)  # noqa: E731
+    params["projection"] = {
+        **params["projection"],
+        "kernel": unit(params["projection"]["kernel"], config.text.d_model),
+    }
+    for i in range(c.num_hidden_layers):
+        attention = dict(params["decoder"][f"block_{i}"]["cross_attention"])
+        for name in ("query", "key", "value"):
+            attention[name] = {"kernel": unit(attention[name]["kernel"], c.hidden_size)}
+        params["decoder"][f"block_{i}"] = {**params["decoder"][f"block_{i}"], "cross_attention": attention}
     return {"params": params, "opt": optimiser(training).init(params)}
+
+
+def draw_batch(
+    codes: np.ndarray, tokens: tuple[np.ndarray, np.ndarray], training: LanguageModelTraining, step: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes int32 [B, K, T] with tokens and mask int32 [B, L] of a step: whole clips on even steps, on odd ones short
+    crops, of which half begin where the clip begins. A function of the step, so a resumed run sees the same."""
+    rng = np.random.default_rng([training.seed, step])
+    frames = codes.shape[2]
+    count, length = training.batch_size, frames
+    if step % 2:
+        count, length = count * SHORT, frames // SHORT
+    clips = rng.integers(len(codes), size=count)
+    starts = rng.integers(frames - length + 1, size=count) * (rng.random(count) < 0.5)
+    wording = rng.integers(CAPTIONS, size=count)
+    keep = rng.random(count) >= training.text_dropout
+    cropped = np.stack([codes[clip, :, start : start + length] for clip, start in zip(clips, starts)])
+    ids, mask = tokens[0][clips, wording], tokens[1][clips, wording] * keep[:, None]
+    return cropped.astype(np.int32), ids, mask.astype(np.int32)
 
 
 def corpus_tokens(tokenizer, seed: int, clips: int, seconds: float, padding: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,30 +192,24 @@ def train_language_model(
     folder: str | Path,
     log: Callable[[dict], None],
     progress: Callable[[int, int, str], None] | None = None,
-    save_every: int = 200,
+    save_every: int = 250,
 ) -> dict:
     """Trains to `training.steps` and returns the parameters; a killed run goes on from its last checkpoint."""
-    checkpoints = TrainingCheckpoints(Path(folder) / "checkpoints")
-    state = init_state(config, training)
-    done = 0
-    if checkpoints.note() is not None:
-        done, state = checkpoints.restore(state)
     log({"baselines": baselines(codes, held_out[0], config.decoder.vocab_size)})
-    while done < training.steps:
-        rng = np.random.default_rng([training.seed, done])  # the batch is a function of the step
-        clips = rng.integers(len(codes), size=training.batch_size)
-        wording = rng.integers(CAPTIONS, size=training.batch_size)
-        keep = rng.random(training.batch_size) >= training.text_dropout
-        ids, mask = tokens[0][clips, wording], tokens[1][clips, wording] * keep[:, None]
-        state, nats = train_step(state, codes[clips].astype(np.int32), ids, mask.astype(np.int32), config, training)
-        done += 1
-        if progress:
-            progress(done, training.steps, "steps")
-        if done % 50 == 0:
-            log({"step": done, "nats": np.asarray(nats).tolist()})
-        if done % save_every == 0 or done == training.steps:
-            checkpoints.save(done, state, {"stage": "language model"})
-        if done % 500 == 0 or done == training.steps:
-            log({"step": done, "held_out": evaluate(config, state["params"], *held_out)})
-    checkpoints.close()
+
+    def step(state, number):
+        state, nats = train_step(state, *draw_batch(codes, tokens, training, number), config, training)
+        return state, {"nats": nats}
+
+    state = train_loop(
+        folder,
+        init_state(config, training),
+        training.steps,
+        step,
+        lambda state: evaluate(config, state["params"], *held_out),
+        log,
+        progress,
+        save_every,
+        evaluate_every=500,
+    )
     return state["params"]

@@ -33,14 +33,19 @@ def log_mel(audio: jnp.ndarray, sampling_rate: int, window: int = 1024, mels: in
     return jnp.log(magnitudes(audio, window) @ _mel_filters(sampling_rate, window, mels).T + FLOOR)
 
 
-def spectral_loss(heard: jnp.ndarray, truth: jnp.ndarray, sampling_rate: int) -> jnp.ndarray:
-    """Mean log-mel L1 plus spectral convergence over three windows; both [B, S]."""
+def spectral_loss(heard: jnp.ndarray, truth: jnp.ndarray, sampling_rate: int, linear: float = 0.0) -> jnp.ndarray:
+    """Mean log-mel L1 plus spectral convergence over three windows; both [B, S].
+
+    `linear` weighs the same L1 on the bins themselves: mel bands are too wide up high to tell harmonics from noise.
+    """
     total = 0.0
     for window in WINDOWS:
         mel = _mel_filters(sampling_rate, window, 64 if window <= 512 else 96).T
         a, b = magnitudes(heard, window), magnitudes(truth, window)
         total += jnp.mean(jnp.abs(jnp.log(a @ mel + FLOOR) - jnp.log(b @ mel + FLOOR)))
         total += jnp.sqrt(jnp.sum((a - b) ** 2)) / (jnp.sqrt(jnp.sum(b**2)) + 1e-3)
+        if linear:
+            total += linear * jnp.mean(jnp.abs(jnp.log(a + FLOOR) - jnp.log(b + FLOOR)))
     return total / len(WINDOWS)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from musae_jax.compose.concepts import VOCABULARY
@@ -51,7 +52,7 @@ POCKET = MusicGenConfig(
 class PocketTraining:
     """Everything that decides what the pocket model becomes."""
 
-    clips: int = 2000
+    clips: int = 6400
     held_out_clips: int = 64
     seconds: float = 10.0
     codec: CodecTraining = dataclasses.field(default_factory=CodecTraining)
@@ -83,9 +84,12 @@ def train_pocket(
     work.mkdir(parents=True, exist_ok=True)
     started = time.time()
 
+    def plain(value):
+        return np.asarray(value).tolist() if isinstance(value, jax.Array) else value
+
     def log(row: dict) -> None:
         with open(work / "train.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"seconds": round(time.time() - started, 1), **row}) + "\n")
+            file.write(json.dumps({"seconds": round(time.time() - started, 1), **jax.tree.map(plain, row)}) + "\n")
 
     audio = POCKET.audio
     banks = {

@@ -1,7 +1,5 @@
 """The centre and scale of activations, estimated once from the start of the stream that training will see."""
 
-import dataclasses
-
 import numpy as np
 
 from musae_jax.activations.batches import Batches
@@ -22,31 +20,41 @@ def normalisation(recipe: Recipe, batches: Batches) -> tuple[np.ndarray, float]:
     mean, spread = activation_statistics(batches, recipe.max_norm)
     if not spread > 0 or not np.isfinite(spread):
         raise MusaeError(
-            f"the activations in {batches.store.folder} are all the same or not finite (spread {spread}); harvest again"
+            f"the activations in {batches.store.name} are all the same or not finite (spread {spread}); harvest again"
         )
     center = np.zeros_like(mean) if recipe.center == "none" else mean
     if recipe.center == "geometric_median":
-        sample = dataclasses.replace(batches, tokens=0, batch_size=min(MEDIAN_TOKENS, batches.epoch_tokens))
-        center = geometric_median(_filtered(next(sample), recipe.max_norm).astype(np.float64))
+        sample = _first_tokens(batches, min(MEDIAN_TOKENS, batches.epoch_tokens))
+        center = geometric_median(_filtered(sample, recipe.max_norm).astype(np.float64))
     return center, spread if recipe.scale else 1.0
 
 
 def activation_statistics(batches: Batches, max_norm: float | None = None) -> tuple[np.ndarray, float]:
     """(mean [D], the root mean square of one coordinate about it) of up to 2^20 tokens of the stream, in float64."""
-    sample = dataclasses.replace(batches, tokens=0)
-    goal = min(STATISTICS_TOKENS, sample.epoch_tokens)
-    total, square, seen, count = np.zeros(sample.store.d_in), np.zeros(sample.store.d_in), 0, 0
+    begin = batches.state()  # what it reads is read, or computed, once if it fits the buffer
+    goal = min(STATISTICS_TOKENS, batches.epoch_tokens)
+    total, square, seen, count = np.zeros(batches.store.d_in), np.zeros(batches.store.d_in), 0, 0
     pivot = None
     while seen < goal:
-        batch = next(sample)[: goal - seen]
+        batch = next(batches)[: goal - seen]
         seen += len(batch)
         batch = _filtered(batch, max_norm).astype(np.float64)
         pivot = batch.mean(0) if pivot is None else pivot  # near the mean, so that the squares do not cancel
         total += (batch - pivot).sum(0)
         square += np.square(batch - pivot).sum(0)
         count += len(batch)
+    batches.restore(begin)
     variance = square / count - np.square(total / count)
     return pivot + total / count, float(np.sqrt(max(variance.mean(), 0.0)))
+
+
+def _first_tokens(batches: Batches, count: int) -> np.ndarray:
+    """The first `count` tokens of the stream [count, D]."""
+    begin, parts = batches.state(), []
+    while sum(map(len, parts)) < count:
+        parts.append(next(batches))
+    batches.restore(begin)
+    return np.concatenate(parts)[:count]
 
 
 def geometric_median(x: np.ndarray, iterations: int = 100, tolerance: float = 1e-7) -> np.ndarray:

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-ARCHITECTURES = ("jumprelu", "topk", "standard", "gated")
+ARCHITECTURES = ("jumprelu", "topk", "standard", "gated", "groupmax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +17,12 @@ class SAEConfig:
     Attributes:
       d_in, d_sae: D, the width of the residual stream, and F, the number of features.
       architecture: the inference rule, with p = (x − b_dec) W_enc + b_enc:
-        "jumprelu"  f = p where p > threshold and p > 0, else 0   (BatchTopK and Matryoshka SAEs are stored so)
+        "jumprelu"  f = p where p > threshold and p > 0, else 0   (BatchTopK SAEs are stored so)
         "topk"      f = relu(p) of the k largest p of each token, else 0
         "standard"  f = relu(p)
-        "gated"     f = relu(m) where p > 0, else 0; p has b_gate for b_enc, m = (x − b_dec) W_enc exp(r_mag) + b_mag
-      k: of "topk"; in the other rules the number of active features per token aimed at, if known.
+        "gated"     f = relu(q exp(r_mag) + b_mag) where q + b_gate > 0, else 0, with q = (x − b_dec) W_enc
+        "groupmax"  f = relu(p) of the largest p in each of k equal groups of neighbouring features, else 0
+      k: of "topk" and "groupmax"; in the other rules the number of active features per token aimed at, if known.
       apply_b_dec_to_input: whether b_dec is subtracted from x before encoding.
       metadata: where it came from (model, hook, training record); never part of the computation.
     """
@@ -29,7 +30,7 @@ class SAEConfig:
     d_in: int
     d_sae: int
     architecture: str = "jumprelu"
-    k: int | None = None
+    k: float | None = None
     apply_b_dec_to_input: bool = True
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
@@ -38,6 +39,8 @@ class SAEConfig:
             raise ValueError(f"architecture {self.architecture!r} is not one of {', '.join(ARCHITECTURES)}")
         if self.architecture == "topk" and not (self.k and 0 < self.k <= self.d_sae):
             raise ValueError(f"a topk SAE needs 1 <= k <= d_sae = {self.d_sae}, got {self.k}")
+        if self.architecture == "groupmax" and not (self.k and self.k > 0 and self.d_sae % self.k == 0):
+            raise ValueError(f"a groupmax SAE needs a k that divides d_sae = {self.d_sae}, got {self.k}")
 
     @property
     def hook(self) -> str:
@@ -47,9 +50,9 @@ class SAEConfig:
 
 @flax.struct.dataclass
 class SAE:
-    """An SAE: params {"W_enc" [D, F], "b_enc" [F], "W_dec" [F, D], "b_dec" [D], and "threshold" [F] if jumprelu};
-    "b_gate", "r_mag", "b_mag" [F] in place of "b_enc" if gated.
+    """An SAE: params {"W_enc" [D, F], "b_enc" [F], "W_dec" [F, D], "b_dec" [D], and "threshold" [F] if jumprelu}.
 
+    A gated one has "b_gate", "r_mag" and "b_mag", all [F], in the place of "b_enc".
     `maximum` [F], if known, is each feature's largest activation over the harvested music: the unit of steering.
     """
 
@@ -58,22 +61,30 @@ class SAE:
     maximum: jax.Array | None = None
 
 
-def sae_encode(config: SAEConfig, params: Any, x: jax.Array) -> jax.Array:
-    """Feature activations, all >= 0; [..., d_in] -> [..., d_sae]. The rules are those of `SAEConfig.architecture`."""
+def pre_activations(config: SAEConfig, params: Any, x: jax.Array) -> jax.Array:
+    """p = (x − b_dec) W_enc + b_enc, or q without b_enc if gated; [..., d_in] -> [..., d_sae]."""
     x = jnp.asarray(x, jnp.float32)
     if config.apply_b_dec_to_input:
         x = x - params["b_dec"]
-    projected = x @ params["W_enc"]
-    if config.architecture == "gated":
-        magnitude = projected * jnp.exp(params["r_mag"]) + params["b_mag"]
-        return jnp.where(projected + params["b_gate"] > 0, jax.nn.relu(magnitude), 0.0)
-    pre = projected + params["b_enc"]
+    pre = x @ params["W_enc"]
+    return pre if config.architecture == "gated" else pre + params["b_enc"]
+
+
+def sae_encode(config: SAEConfig, params: Any, x: jax.Array) -> jax.Array:
+    """Feature activations, all >= 0; [..., d_in] -> [..., d_sae]. The rules are those of `SAEConfig.architecture`."""
+    pre = pre_activations(config, params, x)
     if config.architecture == "topk":
         # `.min(-1)` and not `[..., -1]`: the slice makes XLA sort the whole row.
         least = jax.lax.top_k(pre, config.k)[0].min(-1, keepdims=True)
         keep = pre >= least
     elif config.architecture == "jumprelu":
         keep = pre > params["threshold"]
+    elif config.architecture == "gated":
+        keep = pre + params["b_gate"] > 0
+        pre = pre * jnp.exp(params["r_mag"]) + params["b_mag"]
+    elif config.architecture == "groupmax":
+        groups = pre.reshape(*pre.shape[:-1], config.k, -1)  # [..., k, F / k]
+        keep = (groups == groups.max(-1, keepdims=True)).reshape(pre.shape)
     else:
         keep = True
     return jnp.where(keep, jax.nn.relu(pre), 0.0)

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from musae_jax.activations.batches import Batches
-from musae_jax.activations.store import Store, names_sha256
+from musae_jax.activations.source import Activations
+from musae_jax.activations.store import names_sha256
 from musae_jax.checkpoint import TrainingCheckpoints
 from musae_jax.disk import disk_errors
 from musae_jax.errors import MusaeError
@@ -40,7 +41,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def train_saes(
-    store: Store,
+    store: Activations,
     recipes: Mapping[str | Path, Recipe],
     held_out: Collection[str] = (),
     metadata: dict[str, Any] | None = None,
@@ -51,11 +52,12 @@ def train_saes(
     save_every: int = 500,
     progress: Progress | None = None,
 ) -> list[SAE]:
-    """Trains SAEs on one stream from a store: `recipes` says in which folder which one.
+    """Trains SAEs on one stream: `recipes` says in which folder which one.
 
-    Each folder gets the files of `save_sae`, train.jsonl and metrics.json. The order of the data follows from `seed`,
-    weights from each recipe's own. Recipes that differ in their seeds and traced fields only (k, learning
-    rates, coefficients) are trained as one group, in one jitted step; the others take turns on each batch.
+    `store` is one on disk or a live stream, see `Activations`. Each folder gets the files of `save_sae`, train.jsonl
+    and metrics.json. The order of the data follows from `seed`, weights from each recipe's own. Recipes that differ in
+    their seeds and traced fields only (k, learning rates, coefficients) are trained as one group, in one jitted step;
+    the others take turns on each batch.
 
     The clips `held_out` are never trained on; metrics.json is measured on them (on all clips if there are none). Killed
     at any moment and called again with the same arguments it goes on from the last checkpoint and ends with the same
@@ -103,6 +105,7 @@ def train_saes(
             if step % save_every == 0 and step < steps:
                 _save(checkpoints, outs[0], step, states, {"records": records, "batches": batches.state()})
     finally:
+        batches.close()
         checkpoints.close()
     for (_, members), state in zip(groups, states):
         for place, number in enumerate(members):
@@ -113,13 +116,13 @@ def train_saes(
     return [load_sae(out) for out in outs]
 
 
-def _check(store: Store, recipes: Sequence[Recipe]) -> None:
+def _check(store: Activations, recipes: Sequence[Recipe]) -> None:
     if not recipes:
         raise MusaeError("no SAE was named to train; give at least one folder with its recipe")
     for recipe in recipes:
         if store.d_in != recipe.d_in:
             raise MusaeError(
-                f"d_in of the SAE is {recipe.d_in}, but {store.folder} has width {store.d_in}; set it to that"
+                f"d_in of the SAE is {recipe.d_in}, but {store.name} has width {store.d_in}; set it to that"
             )
     for name in ("steps", "batch_size"):
         if len(values := sorted({getattr(recipe, name) for recipe in recipes})) > 1:
@@ -128,12 +131,14 @@ def _check(store: Store, recipes: Sequence[Recipe]) -> None:
             )
 
 
-def _records(store: Store, recipes: Sequence[Recipe], held_out, drop_start, seed, buffer_mb) -> list[dict[str, Any]]:
+def _records(
+    store: Activations, recipes: Sequence[Recipe], held_out, drop_start, seed, buffer_mb
+) -> list[dict[str, Any]]:
     """Everything each result depends on; two runs with equal records end with equal files."""
     plain = [{"architecture": recipe.architecture, **dataclasses.asdict(recipe)} for recipe in recipes]
     shared = {
         "activations": {name: store.description.get(name) for name in ("model", "revision", "hook", "clips_sha256")},
-        "shards_sha256": names_sha256([row["sha256"] for row in store.rows]),
+        "content_sha256": store.content_sha256,
         "held_out_sha256": names_sha256(sorted(held_out)),
         "drop_start": drop_start,
         "seed": seed,
@@ -247,7 +252,9 @@ def _log(members: Sequence[int], step: int, recipes: Any, outs: Any, pending: li
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
-def _write(out: Path, store: Store, recipe: Recipe, state: TrainState, held_out, metadata, drop_start, seed) -> None:
+def _write(
+    out: Path, store: Activations, recipe: Recipe, state: TrainState, held_out, metadata, drop_start, seed
+) -> None:
     """The SAE's own files."""
     origin = {
         "model_name": store.description.get("model", ""),
@@ -261,11 +268,11 @@ def _write(out: Path, store: Store, recipe: Recipe, state: TrainState, held_out,
         "training": json.loads(json.dumps(dataclasses.asdict(recipe))),
     }
     sae = fold(recipe, state, {**origin, **(metadata or {})})
-    golden = next(Batches(store, 256, seed, sorted(held_out) or None, drop_start, buffer_mb=1))
+    golden = next(Batches(store, 256, seed, sorted(held_out) or None, drop_start, buffer_mb=1, read_ahead=False))
     save_sae(out, sae, golden)
 
 
-def _measure(out: Path, store: Store, recipe: Recipe, state: TrainState, record, held_out, drop_start, progress):
+def _measure(out: Path, store: Activations, recipe: Recipe, state: TrainState, record, held_out, drop_start, progress):
     """metrics.json, which says that training is over."""
     clips = sorted(held_out) or None
     measures = evaluate(load_sae(out), store, clips, drop_start, progress)

@@ -1,4 +1,5 @@
 import functools
+import hashlib
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 
 from musae_jax.activations.harvest import harvest as harvest_with_large_shards
-from musae_jax.activations.harvest import hook_name, weights_sha256
+from musae_jax.activations.harvest import hook_name
+from musae_jax.activations.residuals import order_clips, weights_sha256
 from musae_jax.activations.store import open_store
-from musae_jax.audio.clips import load_clip, open_clips
+from musae_jax.audio.clips import Clip, load_clip, open_clips, split_tracks
 from musae_jax.audio.io import write_audio
 from musae_jax.errors import MusaeError
+from musae_jax.info import describe
 from musae_jax.models.decoder import DecoderConfig
 from musae_jax.models.encodec import EncodecConfig
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig, encode_audio, forward, random_musicgen
@@ -80,7 +83,8 @@ def test_the_store_holds_what_the_model_computes(music, tmp_path):
     assert list(stores) == [2, 0]
     assert {path.name for path in tmp_path.iterdir()} == {"blocks.0.resid_post", "blocks.2.resid_post"}
     store = stores[2]
-    assert (store.d_in, store.positions, store.clip_ids) == (12, 51, tuple(clip.id for clip in music))
+    ordered = order_clips(music, 0, 3)
+    assert (store.d_in, store.positions, store.clip_ids) == (12, 51, tuple(clip.id for clip in ordered))
     assert len(store) == 3
     assert {k: store.description[k] for k in ("model", "hook", "layer", "frame_rate", "dtype", "revision")} == {
         "model": "tiny",
@@ -90,14 +94,51 @@ def test_the_store_holds_what_the_model_computes(music, tmp_path):
         "dtype": "float32",
         "revision": weights_sha256(mg.params),
     }
+    assert store.description["codec"] == {
+        "revision": weights_sha256(mg.params["audio"]),
+        "sampling_rate": RATE,
+        "codebooks": 2,
+    }
+    told = describe(str(tmp_path / "blocks.2.resid_post"))
+    assert told.splitlines()[:4] == [
+        "activations at blocks.2.resid_post: 7 clips × 51 positions × 12, float32, 3 shards, 0.0 MiB",
+        f"model tiny, weights {weights_sha256(mg.params)[:12]}",
+        f"codes of 2 codebooks from {RATE} Hz sound, codec {weights_sha256(mg.params['audio'])[:12]}, 50 Hz frames,"
+        " 1 s a clip, delayed, text none",
+        "7 tracks, split by track into 4 label, 3 score clips",
+    ]
+    assert store.tracks == {clip.id: clip.track for clip in music}
+    assert store.split == split_tracks(music, 0)
     for layer in (0, 2):
         residuals = np.concatenate([block for _, block in stores[layer].shards()])
-        for row, clip in enumerate(music):
+        for row, clip in enumerate(ordered):
             codes = encode_audio(CONFIG, mg.params, load_clip(clip, RATE, SECONDS)[None])
             expected = forward(CONFIG, mg.params, codes, taps=(0, 2)).residuals[layer][0]
             np.testing.assert_allclose(residuals[row], expected, atol=1e-5 * np.abs(expected).max())
     assert calls[0] == (0, CLIPS, "clips")
     assert calls[-1] == (CLIPS, CLIPS, "clips")
+
+
+@pytest.mark.parametrize(("clips", "per_shard"), [(7, 3), (40, 3), (41, 1), (5, 100), (1, 2)])
+def test_the_order_is_that_of_the_protocol(clips, per_shard):
+    clips = [Clip(f"clip{i}", f"track{i // 2}", Path(), 0.0, 1.0) for i in range(clips)]
+    split = split_tracks(clips, 5)
+    ordered = [clip.id for clip in order_clips(clips, 5, per_shard)]
+    assert ordered == [clip.id for clip in order_clips(clips[::-1], 5, per_shard)]  # whatever order they come in
+    assert sorted(ordered) == sorted(clip.id for clip in clips)
+    ranks = {clip.id: hashlib.sha256(f"5:{clip.id}".encode()).hexdigest() for clip in clips}
+    counts = {}
+    for half in ("label", "score"):
+        mine = [id for id in ordered if split[id] == half]
+        assert mine == sorted(mine, key=ranks.get)
+        counts[half] = len(mine) // per_shard
+    shards = [ordered[start : start + per_shard] for start in range(0, len(ordered), per_shard)]
+    both = min(counts.values())
+    longer = max(counts, key=counts.get)
+    expected = ["label", "score"] * both + [longer] * (max(counts.values()) - both)
+    assert [{split[id] for id in shard} for shard in shards[: len(expected)]] == [{half} for half in expected]
+    rest = [split[id] for id in ordered[len(expected) * per_shard :]]
+    assert rest == sorted(rest) and max(rest.count("label"), rest.count("score")) < per_shard
 
 
 def test_a_finished_harvest_is_returned_and_another_one_refused(music, tmp_path):

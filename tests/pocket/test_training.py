@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musae_jax.models.musicgen import text_states
 from musae_jax.pocket import codec, lm
 from musae_jax.pocket.corpus import ROLL, composition, open_bank, roll
 from musae_jax.pocket.spectral import log_mel_distance, si_sdr
@@ -90,6 +91,36 @@ def test_baselines_by_a_known_chain():
     found = lm.baselines(steps[:6], steps[6:], 16)
     assert found["unigram"][0] == pytest.approx(np.log(16), abs=0.02)
     assert found["bigram"][0] == pytest.approx(np.log(2), abs=0.02)
+
+
+def test_batches_alternate_between_whole_clips_and_short_crops():
+    codes = np.arange(6 * 2 * 40).reshape(6, 2, 40)
+    ids = np.broadcast_to(np.arange(6)[:, None, None], (6, lm.CAPTIONS, 3))
+    tokens = (ids, np.ones_like(ids))
+    training = lm.LanguageModelTraining(batch_size=3, text_dropout=0.5)
+    whole, names, mask = lm.draw_batch(codes, tokens, training, 10)
+    assert whole.shape == (3, 2, 40) and np.array_equal(whole, codes[names[:, 0]])  # each with its own caption
+    kept, starts = [], []
+    for step in range(1, 41, 2):
+        short, names, mask = lm.draw_batch(codes, tokens, training, step)
+        assert short.shape == (24, 2, 5)
+        start = short[:, 0, 0] - codes[names[:, 0], 0, 0]
+        assert np.array_equal(short[:, 1], codes[names[:, 0], 1, 0][:, None] + start[:, None] + np.arange(5))
+        kept.append(mask.any(1).mean())
+        starts.append(start)
+    starts = np.concatenate(starts)
+    assert 0.4 < (starts == 0).mean() < 0.65 and starts.max() >= 34
+    assert 0.35 < np.mean(kept) < 0.65  # half of the clips without text
+    again = lm.draw_batch(codes, tokens, training, 39)
+    assert np.array_equal(again[0], short)  # a function of the step
+
+
+def test_the_text_starts_as_loud_as_the_codes(tiny_config):
+    state = lm.init_state(tiny_config, lm.LanguageModelTraining())
+    text = text_states(tiny_config, state["params"], np.full((1, 8), 3), np.ones((1, 8), np.int32))
+    assert 0.5 < float(jnp.std(text.states)) < 2
+    keys = text.states @ state["params"]["decoder"]["block_0"]["cross_attention"]["key"]["kernel"]
+    assert 0.3 < float(jnp.std(keys)) < 3
 
 
 def test_the_language_model_learns_a_rule_and_resumes(tiny_config, tmp_path):

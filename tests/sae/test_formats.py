@@ -10,20 +10,22 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from musae_jax.errors import MusaeError
+from musae_jax.info import describe
 from musae_jax.sae.formats import load_sae, save_maximum, save_sae
-from musae_jax.sae.sae import SAE, SAEConfig, sae_decode, sae_encode
+from musae_jax.sae.sae import ARCHITECTURES, SAE, SAEConfig, sae_decode, sae_encode
 
 D, F = 7, 20
 
 
 def random_sae(architecture: str = "jumprelu", d: int = D, f: int = F, seed: int = 0, **options) -> SAE:
     rng = np.random.default_rng(seed)
-    shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
+    biases = ("b_gate", "b_mag", "r_mag") if architecture == "gated" else ("b_enc",)
+    shapes = {"W_enc": (d, f), **dict.fromkeys(biases, (f,)), "W_dec": (f, d), "b_dec": (d,)}
     params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     if architecture == "jumprelu":
         params["threshold"] = rng.uniform(0.1, 1.0, size=f).astype(np.float32)
     metadata = {"model_name": "m", "hook_name": "blocks.3.resid_post"}
-    k = min(4, f) if architecture == "topk" else None
+    k = {"topk": min(4, f), "groupmax": next(k for k in (4, 2, 1) if f % k == 0)}.get(architecture)
     return SAE(SAEConfig(d, f, architecture, k, metadata=metadata, **options), params)
 
 
@@ -36,7 +38,7 @@ def edit(folder, **changes) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    architecture=st.sampled_from(["jumprelu", "topk", "standard"]),
+    architecture=st.sampled_from(ARCHITECTURES),
     d=st.integers(1, 9),
     f=st.integers(1, 30),
     seed=st.integers(0, 1000),
@@ -62,7 +64,8 @@ def test_the_files_are_those_of_saelens(tmp_path):
     save_sae(tmp_path, random_sae())
     record = json.loads((tmp_path / "cfg.json").read_text())
     metadata = record.pop("metadata")
-    assert metadata == {"model_name": "m", "hook_name": "blocks.3.resid_post"}
+    # Without a version SAELens takes the file for an old one and drops the metadata.
+    assert metadata == {"model_name": "m", "hook_name": "blocks.3.resid_post", "sae_lens_version": "6.0.0"}
     assert record == {
         "architecture": "jumprelu",
         "d_in": D,
@@ -77,7 +80,7 @@ def test_the_files_are_those_of_saelens(tmp_path):
     assert shapes == {"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,), "threshold": (F,)}
 
 
-@pytest.mark.parametrize("architecture", ["jumprelu", "topk", "standard"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_golden_triple_is_what_the_sae_computes(tmp_path, architecture):
     sae = random_sae(architecture)
     x = np.random.default_rng(1).normal(size=(100, D)).astype(np.float32)
@@ -91,7 +94,7 @@ def test_the_golden_triple_is_what_the_sae_computes(tmp_path, architecture):
     assert (load_file(tmp_path / "golden.safetensors")["f"] > 0).any(1).all()
 
 
-@pytest.mark.parametrize("architecture", ["jumprelu", "topk", "standard"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("what", ["W_enc", "b_enc", "W_dec", "b_dec", "apply_b_dec_to_input"])
 def test_a_changed_sae_is_refused(tmp_path, architecture, what):
     save_sae(tmp_path, random_sae(architecture))
@@ -99,6 +102,7 @@ def test_a_changed_sae_is_refused(tmp_path, architecture, what):
         edit(tmp_path, apply_b_dec_to_input=False)
     else:
         tensors = load_file(tmp_path / "sae_weights.safetensors")
+        what = "b_gate" if what == "b_enc" and architecture == "gated" else what
         tensors[what] = np.roll(tensors[what], 1, axis=0)
         save_file(tensors, tmp_path / "sae_weights.safetensors")
     with pytest.raises(MusaeError, match="does not compute what it did when it was saved"):
@@ -118,9 +122,16 @@ def test_the_wrong_rule_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": "gated"}, "architecture is 'gated'"),
+        ({"architecture": "temporal"}, "architecture is 'temporal'"),
+        ({"architecture": "gated"}, "b_gate is missing; b_mag is missing; r_mag is missing; b_enc is unknown"),
+        ({"architecture": "groupmax", "k": 3}, "k = 3 does not divide d_sae = 20"),
         ({"architecture": None}, "architecture is None"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
+        ({"normalize_activations": "layer_norm"}, "'layer_norm' depends on each token and cannot be folded"),
+        ({"normalize_activations": "constant_norm_rescale"}, "'constant_norm_rescale' depends on each token"),
+        ({"normalize_activations": "expected_average_only_in"}, r"but activation_scaler\.json is not there"),
+        ({"normalize_activations": "covariance_whitening"}, r"but activation_whitening\.safetensors is not there"),
+        ({"normalize_activations": "minmax"}, "'minmax', which is unknown"),
+        ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm is not a part of the rule jumprelu"),
         ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
         ({"noise": 1}, "unknown fields noise"),
         ({"d_in": "7"}, "d_in is '7'"),
@@ -129,7 +140,7 @@ def test_the_wrong_rule_is_refused(tmp_path):
         ({"apply_b_dec_to_input": None}, "apply_b_dec_to_input is missing"),
         ({"architecture": "standard"}, "threshold is unknown"),
         ({"architecture": "topk"}, "k is None"),
-        ({"activation_fn_str": "topk"}, "SAELens 5"),
+        ({"activation_fn_str": "topk"}, "unknown fields metadata"),
     ],
 )
 def test_unknown_rules_are_refused(tmp_path, changes, words):
@@ -192,6 +203,12 @@ def test_a_decoder_norm_applied_at_run_time_is_folded(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(again.params["W_dec"], axis=1), 1, atol=1e-6)
     x_hat = (f / norm) @ p["W_dec"] + p["b_dec"]
     np.testing.assert_allclose(sae_decode(again.config, again.params, f), x_hat, atol=1e-4)
+
+
+def test_info_says_what_an_sae_is_and_where_it_reads(tmp_path):
+    save_sae(tmp_path, random_sae("topk"))
+    words = "topk SAE: 7 → 20, k = 4, at blocks.3.resid_post (output of block 3 counted from 0; layer 4 in the paper)"
+    assert describe(str(tmp_path)) == words
 
 
 def test_the_maximum_can_come_later(tmp_path):

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from musae_jax.sae.sae import SAE, SAEConfig, sae_decode, sae_encode
+from musae_jax.sae.sae import ARCHITECTURES, SAE, SAEConfig, sae_decode, sae_encode
 
 D, F = 7, 20
 
@@ -17,7 +17,10 @@ def random_sae(architecture: str, seed: int = 0, apply_b_dec: bool = True) -> SA
     }
     if architecture == "jumprelu":
         params["threshold"] = rng.uniform(0.1, 2.0, size=F)
-    config = SAEConfig(D, F, architecture, 4 if architecture == "topk" else None, apply_b_dec)
+    if architecture == "gated":
+        params.update({name: rng.normal(size=F) for name in ("b_gate", "r_mag", "b_mag")})
+        del params["b_enc"]
+    config = SAEConfig(D, F, architecture, 4 if architecture in ("topk", "groupmax") else None, apply_b_dec)
     return SAE(config, {name: value.astype(np.float32) for name, value in params.items()})
 
 
@@ -27,19 +30,29 @@ def naive(sae: SAE, x: np.ndarray) -> np.ndarray:
     out = np.zeros((len(x), F))
     for n, token in enumerate(x.astype(np.float64)):
         centred = token - p["b_dec"] if sae.config.apply_b_dec_to_input else token
-        pre = [centred @ p["W_enc"][:, j] + p["b_enc"][j] for j in range(F)]
+        if sae.config.architecture == "gated":
+            shared = [centred @ p["W_enc"][:, j] for j in range(F)]
+            gate = [shared[j] + p["b_gate"][j] for j in range(F)]
+            pre = [shared[j] * np.exp(p["r_mag"][j]) + p["b_mag"][j] for j in range(F)]
+        else:
+            pre = [centred @ p["W_enc"][:, j] + p["b_enc"][j] for j in range(F)]
         for j in range(F):
             if sae.config.architecture == "jumprelu":
                 keep = pre[j] > p["threshold"][j]
             elif sae.config.architecture == "topk":
                 keep = sorted(pre, reverse=True).index(pre[j]) < sae.config.k
+            elif sae.config.architecture == "gated":
+                keep = gate[j] > 0
+            elif sae.config.architecture == "groupmax":
+                size = F // sae.config.k
+                keep = pre[j] == max(pre[j // size * size : (j // size + 1) * size])
             else:
                 keep = True
             out[n, j] = max(pre[j], 0.0) if keep else 0.0
     return out
 
 
-@pytest.mark.parametrize("architecture", ["jumprelu", "topk", "standard"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("apply_b_dec", [True, False])
 def test_the_rules_are_those_of_a_naive_reading(architecture, apply_b_dec):
     sae = random_sae(architecture, apply_b_dec=apply_b_dec)
@@ -52,7 +65,7 @@ def test_the_rules_are_those_of_a_naive_reading(architecture, apply_b_dec):
     np.testing.assert_allclose(x_hat, expected @ sae.params["W_dec"] + sae.params["b_dec"], atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["jumprelu", "topk", "standard"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_jit_and_leading_axes_change_nothing(architecture):
     sae = random_sae(architecture)
     x = np.random.default_rng(2).normal(size=(3, 5, D)).astype(np.float32)
@@ -67,7 +80,9 @@ def test_the_config_is_static_whatever_its_metadata():
     one, two = (SAEConfig(D, F, metadata={"hook_name": hook, "list": [1]}) for hook in ("a", "b"))
     assert hash(one) == hash(two)
     assert one.hook == "a"
-    with pytest.raises(ValueError, match="gated"):
-        SAEConfig(D, F, "gated")
+    with pytest.raises(ValueError, match="temporal"):
+        SAEConfig(D, F, "temporal")
     with pytest.raises(ValueError, match="1 <= k"):
         SAEConfig(D, F, "topk")
+    with pytest.raises(ValueError, match="a k that divides"):
+        SAEConfig(D, 10, "groupmax", 4)

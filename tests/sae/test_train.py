@@ -87,7 +87,7 @@ train_sae(open_store(Path(sys.argv[1])), CONFIG, Path(sys.argv[2]), **OPTIONS,
 
 def run_training(store, out: Path) -> subprocess.Popen:
     program = PROGRAM.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", program, str(store.folder), str(out)]
+    command = [sys.executable, "-c", program, store.name, str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
 
 
