@@ -1,3 +1,4 @@
+import itertools
 import json
 import resource
 import shutil
@@ -19,6 +20,9 @@ D, F = 7, 20
 def random_sae(architecture: str = "jumprelu", d: int = D, f: int = F, seed: int = 0, **options) -> SAE:
     rng = np.random.default_rng(seed)
     shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
+    if architecture == "gated":
+        del shapes["b_enc"]
+        shapes |= {name: (f,) for name in ("b_gate", "r_mag", "b_mag")}
     params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     if architecture == "jumprelu":
         params["threshold"] = rng.uniform(0.1, 1.0, size=f).astype(np.float32)
@@ -36,7 +40,7 @@ def edit(folder, **changes) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    architecture=st.sampled_from(["jumprelu", "topk", "standard"]),
+    architecture=st.sampled_from(["jumprelu", "topk", "standard", "gated"]),
     d=st.integers(1, 9),
     f=st.integers(1, 30),
     seed=st.integers(0, 1000),
@@ -77,7 +81,7 @@ def test_the_files_are_those_of_saelens(tmp_path):
     assert shapes == {"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,), "threshold": (F,)}
 
 
-@pytest.mark.parametrize("architecture", ["jumprelu", "topk", "standard"])
+@pytest.mark.parametrize("architecture", ["jumprelu", "topk", "standard", "gated"])
 def test_the_golden_triple_is_what_the_sae_computes(tmp_path, architecture):
     sae = random_sae(architecture)
     x = np.random.default_rng(1).normal(size=(100, D)).astype(np.float32)
@@ -91,8 +95,15 @@ def test_the_golden_triple_is_what_the_sae_computes(tmp_path, architecture):
     assert (load_file(tmp_path / "golden.safetensors")["f"] > 0).any(1).all()
 
 
-@pytest.mark.parametrize("architecture", ["jumprelu", "topk", "standard"])
-@pytest.mark.parametrize("what", ["W_enc", "b_enc", "W_dec", "b_dec", "apply_b_dec_to_input"])
+@pytest.mark.parametrize(
+    ("architecture", "what"),
+    [
+        *itertools.product(
+            ["jumprelu", "topk", "standard"], ["W_enc", "b_enc", "W_dec", "b_dec", "apply_b_dec_to_input"]
+        ),
+        *itertools.product(["gated"], ["W_enc", "b_gate", "r_mag", "b_mag", "W_dec", "b_dec", "apply_b_dec_to_input"]),
+    ],
+)
 def test_a_changed_sae_is_refused(tmp_path, architecture, what):
     save_sae(tmp_path, random_sae(architecture))
     if what == "apply_b_dec_to_input":
@@ -118,7 +129,8 @@ def test_the_wrong_rule_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": "gated"}, "architecture is 'gated'"),
+        ({"architecture": "matching_pursuit"}, "architecture is 'matching_pursuit'"),
+        ({"architecture": "gated"}, "b_gate is missing; b_mag is missing; r_mag is missing"),
         ({"architecture": None}, "architecture is None"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
         ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
