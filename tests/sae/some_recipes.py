@@ -15,7 +15,7 @@ GROUPS = (0.125, 0.25, 0.625)
 RECIPES: dict[str, Recipe] = {
     "batch_topk": BatchTopKConfig(D, F, K, count_tolerance=0.0, **SHARED),
     "topk": TopKConfig(D, F, K, **SHARED),
-    "jumprelu": JumpReLUConfig(D, F, K, **SHARED),
+    "jumprelu": JumpReLUConfig(D, F, K, bandwidth=0.5, **SHARED),
     "relu": ReLUConfig(D, F, **SHARED),
     "gated": GatedConfig(D, F, **SHARED),
     "matryoshka": BatchTopKConfig(D, F, K, count_tolerance=0.0, group_fractions=GROUPS, **SHARED),

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from some_recipes import RECIPES, tokens
 
-from musae_jax.sae.batch_topk import BatchTopKConfig, batch_threshold
-from musae_jax.sae.sae import sae_decode, sae_encode
-from musae_jax.sae.step import column_counts, fold, init_state, train_step, train_steps
+from musae_jax.sae.batch_topk import batch_threshold
+from musae_jax.sae.step import column_counts, fold, init_state, train_step
 
 CONFIG = RECIPES["batch_topk"]
 threshold_of = jax.jit(batch_threshold, static_argnums=(1, 3))
@@ -60,32 +59,3 @@ def test_the_running_threshold_is_unbiased_from_the_first_step():
     state, metrics = train_step(CONFIG, state, tokens())
     sae = fold(CONFIG, state)
     assert float(sae.params["threshold"][0]) == pytest.approx(float(metrics["threshold"]), rel=1e-5)
-
-
-def test_training_finds_a_planted_dictionary():
-    d, f, k = 32, 48, 3
-    rng = np.random.default_rng(0)
-    truth = rng.normal(size=(f, d))
-    truth /= np.linalg.norm(truth, axis=1, keepdims=True)
-
-    def batch():
-        weights = np.zeros((512, f))
-        for row in weights:
-            row[rng.choice(f, k, replace=False)] = rng.uniform(0.5, 1.5, k)
-        return (weights @ truth + 7.0).astype(np.float32)
-
-    data = [batch() for _ in range(20)]
-    center, scale = np.mean(data, axis=(0, 1)), np.std(data[0])
-    config = BatchTopKConfig(d, f, k, steps=1000, batch_size=512, lr=1e-2)
-    state = init_state(config, jax.random.key(1), center, scale)
-    for _ in range(50):
-        state, metrics = train_steps(config, state, np.stack(data))
-    sae = fold(config, state)
-    cosines = truth @ np.asarray(sae.params["W_dec"]).T
-    assert (cosines.max(1) > 0.98).mean() > 0.9
-    x = batch()
-    encoded = sae_encode(sae.config, sae.params, x)
-    fvu = np.sum((x - sae_decode(sae.config, sae.params, encoded)) ** 2) / np.sum((x - x.mean(0)) ** 2)
-    assert fvu < 0.05
-    assert abs(float((encoded > 0).sum(1).mean()) - k) < 0.5
-    assert float(metrics["fvu"][-1]) < 0.05
