@@ -161,6 +161,23 @@ def test_a_group_is_its_members_trained_alone(name):
     assert not np.allclose(alone[0][0].params["W_dec_t"], alone[1][0].params["W_dec_t"], atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["batch_topk", "jumprelu"])
+def test_members_in_turn_or_under_vmap_are_the_same(name, monkeypatch):
+    """CPUs take the first way, accelerators the second."""
+    recipes = GROUPS[name]
+    state = stack_states([init_state(recipe, jax.random.key(recipe.seed)) for recipe in recipes])
+    state = state.replace(idle=state.idle.at[1, :5].set(10**6))  # AuxK takes part
+    outcomes = []
+    for backend in ("cpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        outcomes.append(jax.jit(lambda state: update(group_recipe(recipes), state, tokens()))(state))
+    (in_turn, metrics), (vmapped, expected) = outcomes
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), metrics, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), in_turn.adam.mu, vmapped.adam.mu)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), in_turn.memory, vmapped.memory)
+    np.testing.assert_array_equal(in_turn.idle, vmapped.idle)
+
+
 def test_what_cannot_share_a_step_is_not_grouped():
     base = BatchTopKConfig(D, F, 3)
     alike = BatchTopKConfig(D, F, 9, lr=1.0, seed=4, auxk_alpha=1.0)
