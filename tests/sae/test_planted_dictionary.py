@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -34,9 +35,10 @@ DATA = np.stack([batch() for _ in range(20)])
 X = batch()
 
 
-def trained(recipe: Recipe, data: np.ndarray = DATA):
+def trained(recipe: Recipe, data: np.ndarray = DATA, **knobs: float):
     """(share of directions found, FVU and mean L0 on fresh tokens, parameters before, state after, last metrics)."""
     state = init_state(recipe, jax.random.key(1), data.mean((0, 1)), data[0].std())
+    state = state.replace(knobs={**state.knobs, **{name: jnp.float32(value) for name, value in knobs.items()}})
     before = {name: np.array(value) for name, value in state.params.items()}
     for _ in range(recipe.steps // len(data)):
         state, metrics = train_steps(recipe, state, data)
@@ -53,9 +55,8 @@ def trained(recipe: Recipe, data: np.ndarray = DATA):
     [
         (BatchTopKConfig(D, F, K, **SHARED), 0.07),
         (TopKConfig(D, F, K, **SHARED), 0.07),
-        (BatchTopKConfig(D, F, K, group_fractions=(0.25, 0.75), **SHARED), 0.1),
     ],
-    ids=["batch_topk", "topk", "matryoshka"],
+    ids=["batch_topk", "topk"],
 )
 def test_the_directions_are_found(recipe, worst_fvu):
     found, fvu, l0, _, _, metrics = trained(recipe)
@@ -74,8 +75,7 @@ def test_jumprelu_reaches_the_wanted_l0_from_far_away_by_moving_its_thresholds()
     moved = np.asarray(state.params["log_threshold"]) - before["log_threshold"]
     assert (np.abs(moved) > 0.1).mean() > 0.9
     assert float(metrics["threshold_min"]) < float(metrics["threshold"]) < float(metrics["threshold_max"])
-    slow = dataclasses.replace(recipe, threshold_lr=1e-9, steps=100)
-    _, _, l0, before, state, _ = trained(slow)
+    _, _, l0, before, state, _ = trained(recipe, threshold_lr=1e-9)
     np.testing.assert_allclose(state.params["log_threshold"], before["log_threshold"], atol=1e-5)
     assert l0 > 2 * K
 
@@ -90,7 +90,7 @@ def test_more_l1_is_fewer_features(kind):
 
 def test_the_first_matryoshka_group_alone_reconstructs_more_than_the_same_latents_without():
     shares = (0.25, 0.75)
-    nested = BatchTopKConfig(D, F, K, group_fractions=shares, **{**SHARED, "steps": 400})
+    nested = BatchTopKConfig(D, F, K, group_fractions=shares, **SHARED)
     data = np.stack(
         [batch(np.linspace(3, -1, F)) for _ in range(20)]
     )  # some directions are frequent: it shall take those
