@@ -27,10 +27,11 @@ class JumpReLUConfig(Recipe):
     Attributes:
       k: the L0 aimed at.
       l0_coefficient: of (L0 / k − 1)².
-      bandwidth: ε, in centred and scaled units, where pre-activations begin with a spread of about 1.
+      bandwidth: ε, in centred and scaled units, where pre-activations begin with a spread of about 1; 2 is Anthropic's
+        (January 2025), whose inputs are scaled alike.
       threshold_init: θ at the start, in the same units; None: so that L0 would start at k if pre-activations were
         normal.
-      threshold_lr: peak learning rate of log θ; None: ten times lr, at least 1e-3.
+      threshold_lr: peak learning rate of log θ; None: lr, at least 1e-3.
     """
 
     architecture: ClassVar[str] = "jumprelu"
@@ -40,7 +41,7 @@ class JumpReLUConfig(Recipe):
     k: int = 32
     _: dataclasses.KW_ONLY
     l0_coefficient: float = 1.0
-    bandwidth: float = 0.5
+    bandwidth: float = 2.0
     threshold_init: float | None = None
     threshold_lr: float | None = None
 
@@ -60,7 +61,7 @@ class JumpReLUConfig(Recipe):
 
     @property
     def threshold_lr_used(self) -> float:
-        return self.threshold_lr if self.threshold_lr is not None else max(1e-3, 10 * self.lr_used)
+        return self.threshold_lr if self.threshold_lr is not None else max(1e-3, self.lr_used)
 
     def extra_params(self) -> Params:
         return {"log_threshold": jnp.full(self.d_sae, jnp.log(self.threshold_init_used))}

@@ -171,7 +171,7 @@ def update(recipe: Recipe, state: TrainState, batch: jax.Array) -> tuple[TrainSt
     of the architecture.
     """
     grouped = state.step.ndim == 1
-    lift = jax.vmap if grouped else _as_it_is
+    lift = over_group if grouped else _as_it_is
     # A group shares its tokens, and so its centre and scale.
     center, scale = (state.center[0], state.scale[0]) if grouped else (state.center, state.scale)
     x = (batch.astype(jnp.float32) - center) / scale
@@ -254,6 +254,13 @@ def _adam(recipe: Recipe) -> optax.GradientTransformation:
 
 def _unit_columns(matrix: jax.Array) -> jax.Array:
     return matrix / jnp.maximum(jnp.linalg.norm(matrix, axis=0), 1e-12)
+
+
+def over_group(function: Any) -> Any:
+    """`function` of one member, for arrays with [G] in front."""
+    if jax.default_backend() == "cpu":  # a quarter faster than vmap there, and the working memory of one member
+        return lambda *arguments: jax.lax.map(lambda member: function(*member), arguments)
+    return jax.vmap(function)
 
 
 def _as_it_is(function: Any) -> Any:
