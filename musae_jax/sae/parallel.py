@@ -2,8 +2,9 @@
 
 The mesh has the axes `data`, over which the tokens of a batch are cut, and `model`, over which the features are: every
 array [..., F] (encoder, decoder, Adam's moments, idle, what an architecture keeps per feature). What has no F is on
-every device. XLA inserts the sums; it never gathers the features (`shards`). Processes that `jax.distributed` has
-joined make one mesh: all of them draw the same batches and each puts its own rows on its devices.
+every device. XLA inserts the sums; it never gathers the features (`shards`). Where a mesh may be None, that stands for
+one device. Processes that `jax.distributed` has joined make one mesh: all of them draw the same batches, and each puts
+its own rows on its devices.
 """
 
 import functools
@@ -18,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from musae_jax.errors import MusaeError
 from musae_jax.sae.recipe import Recipe
 from musae_jax.sae.shards import DATA, MODEL, piece_size
-from musae_jax.sae.step import TrainState, update, updates
+from musae_jax.sae.step import TrainState, train_steps, update, updates
 
 WHOLE = ("b_dec", "center")  # the arrays [D]; every other one that is no number of its own ends in F
 PIECES = 16  # of a device's features in Matryoshka: each takes as much memory as the tokens do
@@ -73,9 +74,9 @@ def check_layout(recipe: Recipe, mesh: Mesh) -> None:
         size = piece_size(recipe.d_sae, recipe.group_ends, shards)
         if recipe.d_sae // shards // size > PIECES:
             raise MusaeError(
-                f"group_fractions of the SAE end at the latents {', '.join(map(str, recipe.group_ends))}, which cuts the"
-                f" {recipe.d_sae // shards} of a device in pieces of {size}; choose fractions and a model_parallel that"
-                f" leave at most {PIECES} equal pieces"
+                f"group_fractions of the SAE end at the latents {', '.join(map(str, recipe.group_ends))}, which cuts"
+                f" the {recipe.d_sae // shards} of a device in pieces of {size}; choose fractions and a model_parallel"
+                f" that leave at most {PIECES} equal pieces"
             )
 
 
@@ -100,13 +101,17 @@ def batches_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(None, DATA))
 
 
-def place_batches(mesh: Mesh, batches: np.ndarray) -> jax.Array:
+def place_batches(mesh: Mesh | None, batches: np.ndarray) -> Any:
     """Batches [S, N, D], the same on every process, of which each device gets its rows only."""
+    if mesh is None:
+        return batches
     return jax.make_array_from_callback(batches.shape, batches_sharding(mesh), lambda index: batches[index])
 
 
-def make_state(mesh: Mesh, make: Callable[[], TrainState]) -> TrainState:
+def make_state(mesh: Mesh | None, make: Callable[[], TrainState]) -> TrainState:
     """The state that `make` computes, each part of it on its device from the start."""
+    if mesh is None:
+        return make()
     return jax.jit(make, out_shardings=state_shardings(mesh, jax.eval_shape(make)))()
 
 
@@ -129,11 +134,13 @@ def _same(x: jax.Array) -> jax.Array:
 # --- the step ---------------------------------------------------------------------------------------------------------
 
 
-def sharded_steps(mesh: Mesh, recipe: Recipe, state: TrainState) -> Steps:
+def sharded_steps(mesh: Mesh | None, recipe: Recipe, state: TrainState) -> Steps:
     """`train_steps` of a recipe on a mesh: (state, batches [S, N, D]) -> (state, metrics), the state donated.
 
     `state` says the shapes only. The metrics are on every device.
     """
+    if mesh is None:
+        return functools.partial(train_steps, recipe)
     step = jit_steps(mesh, recipe, state)
 
     def steps(state: TrainState, batches: Any) -> tuple[TrainState, dict[str, jax.Array]]:
