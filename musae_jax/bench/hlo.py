@@ -95,9 +95,15 @@ def by_kind(found: list[Collective]) -> dict[str, tuple[int, int]]:
     return {kind: (len(ones), total_bytes(ones)) for kind, ones in sorted(kinds.items())}
 
 
-def gathers_of_features(found: list[Collective], rows: int, d_sae: int) -> list[Collective]:
-    """The collectives that move half or more of an array [rows, d_sae] onto a device: the layout was to avoid those.
+def gathers_of_features(found: list[Collective], d_in: int, tokens: int, d_sae: int) -> list[Collective]:
+    """The collectives that move half or more of the dictionary [D, F] or of the pre-activations [N, F] onto a device.
 
-    `rows` is the less of D and the tokens of a device, so neither dictionary nor pre-activations may be gathered.
+    `tokens` is N of one device. What the step gathers on purpose (`shards.largest`), some candidates for each token, is
+    measured by the pre-activations alone: a huge batch has more candidates than a small dictionary has weights.
     """
-    return [one for one in found if one.moves and 2 * one.elements >= rows * d_sae]
+    least = min(d_in, tokens)
+    return [
+        one
+        for one in found
+        if one.moves and 2 * one.elements >= (tokens if one.origin.endswith("/all_gather") else least) * d_sae
+    ]

@@ -173,6 +173,37 @@ def pmapped_step(recipe: Recipe) -> Steps:
 # --- many processes ---------------------------------------------------------------------------------------------------
 
 
+def join_processes(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
+    """Makes this process one of several that train together, before anything else asks jax for devices.
+
+    `coordinator` is HOST:PORT of process 0, or "auto" where jax finds all three by itself (TPU pods, Slurm, Open MPI);
+    empty: nothing is done.
+
+    Raises:
+      MusaeError: the numbers are missing or impossible, or the others were not found.
+    """
+    if not coordinator:
+        if processes is not None or process is not None:
+            raise MusaeError('--processes and --process need --coordinator; give HOST:PORT of process 0, or "auto"')
+        return
+    if coordinator == "auto":
+        arguments = ()
+    elif processes is None or process is None or not 0 <= process < processes:
+        raise MusaeError(
+            f"--coordinator {coordinator} needs --processes and --process from 0 to one less, but they are {processes}"
+            f" and {process}"
+        )
+    else:
+        arguments = (coordinator, processes, process)
+    try:
+        jax.distributed.initialize(*arguments)
+    except (RuntimeError, ValueError) as error:
+        raise MusaeError(
+            f"the processes of --coordinator {coordinator} could not be joined ({str(error).splitlines()[0][:150]});"
+            " give HOST:PORT of process 0, --processes and --process"
+        ) from error
+
+
 def first_process() -> bool:
     """Whether this process writes the files that all share."""
     return jax.process_index() == 0

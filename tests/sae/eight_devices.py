@@ -18,8 +18,8 @@ from musae_jax.sae.step import group_recipe, init_state, stack_states, train_ste
 from musae_jax.sae.topk import TopKConfig
 
 D, F, N, STEPS = 16, 256, 64, 6
-# Not clipped, so that a multiple of the right gradient shows. Adam's usual epsilon makes of a gradient that is 0 but for
-# rounding a whole step, which no two orders of summation agree on.
+# Not clipped, so that a multiple of the right gradient shows. Adam's usual epsilon makes a whole step of a gradient
+# that is 0 but for rounding, and no two orders of summation agree on that.
 COMMON = {"steps": STEPS, "batch_size": N, "lr": 1e-2, "grad_clip": 1e9, "adam_eps": 1.0}
 DEAD = {"k": 3, "k_aux": 3, "dead_after_tokens": 1000}  # half of the features begin dead, more than AuxK takes
 RECIPES = {
@@ -104,9 +104,8 @@ def on_mesh(recipe, make, model_parallel):
     with jax.set_mesh(mesh):
         program = jit_steps(mesh, recipe, state).lower(state, place_batches(mesh, x[:1])).compile()
     found = collectives(program.as_text())
-    rows = min(D, N // mesh.shape["data"])
     return train(program, state, [place_batches(mesh, batch[None]) for batch in x]), {
-        "gathers": [one.origin for one in gathers_of_features(found, rows, F)],
+        "gathers": [one.origin for one in gathers_of_features(found, D, N // mesh.shape["data"], F)],
         "kinds": by_kind(found),
         "memory": program.memory_analysis().argument_size_in_bytes,
     }

@@ -1,8 +1,10 @@
 """Eight devices equal one. Devices are fake and must be asked for before jax starts, so all of it runs in processes."""
 
 import functools
+import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,10 @@ import numpy as np
 import pytest
 
 from musae_jax.bench.hlo import collectives, gathers_of_features
+from musae_jax.bench.pod import LIBTPU, measure_pod, topology_devices
 from musae_jax.errors import MusaeError
 from musae_jax.sae.batch_topk import BatchTopKConfig
-from musae_jax.sae.parallel import check_layout, make_mesh, training_mesh
+from musae_jax.sae.parallel import check_layout, join_processes, make_mesh, training_mesh
 from musae_jax.sae.shards import decode_groups, largest
 
 ROOT = Path(__file__).parents[2]
@@ -69,8 +72,12 @@ def test_a_gather_of_the_features_is_seen():
 }"""
     found = collectives(text)
     assert [(one.kind, one.bytes) for one in found] == [("all-reduce", 512), ("all-gather", 4096)]
-    assert [one.origin for one in gathers_of_features(found, 16, 64)] == ["step/top_k"]
-    assert gathers_of_features(found, 64, 64) == []
+    assert [one.origin for one in gathers_of_features(found, 16, 99, 64)] == ["step/top_k"]  # of a dictionary [16, 64]
+    assert [one.origin for one in gathers_of_features(found, 99, 16, 64)] == ["step/top_k"]
+    assert gathers_of_features(found, 64, 64, 64) == []
+    (candidates,) = collectives(text.replace("top_k", "all_gather"))[1:]
+    assert gathers_of_features([candidates], 16, 64, 64) == []
+    assert gathers_of_features([candidates], 99, 16, 64) == [candidates]
 
 
 def test_branches_count_once_and_started_operations_by_their_result():
@@ -102,6 +109,14 @@ def test_what_cannot_be_laid_out_is_one_sentence():
     with pytest.raises(MusaeError, match=r"group_fractions of the SAE end at the latents 1, 256, which cuts the 64"):
         check_layout(BatchTopKConfig(16, 256, 4, batch_size=66, group_fractions=(1 / 256, 255 / 256)), mesh)
     check_layout(BatchTopKConfig(16, 256, 4, batch_size=66, group_fractions=(1 / 64, 63 / 64)), mesh)
+
+
+def test_processes_that_cannot_be_joined_are_one_sentence():
+    join_processes("")
+    with pytest.raises(MusaeError, match=r"need --coordinator"):
+        join_processes("", 2, 0)
+    with pytest.raises(MusaeError, match=r"needs --processes and --process .* they are 2 and 2"):
+        join_processes("127.0.0.1:1", 2, 2)
 
 
 def test_one_device_has_no_mesh():
@@ -213,3 +228,50 @@ def test_a_training_begun_on_eight_devices_ends_on_one(store, on_one, tmp_path):
     lines = finish(start(store, tmp_path / "moved", devices=1)).splitlines()
     assert lines[0] == "steps 24"
     assert_same_saes(tmp_path / "moved", on_one)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(store, on_one, tmp_path):
+    """Both draw the stream, each keeps its rows on its two devices, and the first writes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = tmp_path / "two"
+    processes = [start(store, out, devices=2, model_parallel=2, port=port, number=number) for number in range(2)]
+    try:
+        outputs = [finish(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all("devices 4 processes 2" in output for output in outputs)
+    assert_same_saes(out, on_one)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason=LIBTPU)
+def test_the_tpu_compiler_takes_the_step(tmp_path):
+    """A small slice, with the real compiler; the same layout on a slice whose chips are too few does not fit."""
+    musae = [sys.executable, "-m", "musae_jax.cli", "bench", "pod", "--topology", "v5e:2x2", "--model-parallel", "2"]
+    sizes = ["--d-in", "512", "--batch-size", "4096", "--json", str(tmp_path / "rows.json")]
+    out = subprocess.run([*musae, *sizes, "--d-sae", "8192"], env=environment(1), capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-3000:]
+    rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert set(rows["memory per chip"]) == {
+        "name", "config", "device", "dtype", "ours", "peer", "peer_name", "unit", "ratio",
+    }  # fmt: skip
+    state = 6 * 4 * 512 * 8192 / 2  # two matrices and their moments, half of them on a chip
+    assert state < rows["memory per chip"]["ours"] < 16 * 2**30
+    encoder = 2 * 4096 * 512 * 8192 / 4
+    assert 5 * encoder <= rows["FLOPs per chip and step"]["ours"] < 12 * encoder
+    assert rows["roofline of the slice"]["ours"] == pytest.approx(4 * rows["roofline of a chip"]["ours"])
+    out = subprocess.run([*musae, *sizes, "--d-sae", "4194304"], env=environment(1), capture_output=True, text=True)
+    assert out.returncode == 2
+    assert "does not fit a chip" in out.stderr
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MusaeError, match=r"`pip install libtpu`"):
+        topology_devices("v5e:2x2")
+    with pytest.raises(MusaeError, match=r"topology is 'v9', but it must begin with one of v4"):
+        measure_pod(BatchTopKConfig(16, 64, 4), "v9", 1)
