@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import re
 import sys
 from typing import Any
 
@@ -157,9 +158,9 @@ def _quiet():
 
 
 def _asked(text: str) -> str:
-    """What the compiler says of memory, as in "27.45G of 15.75G"."""
-    words = text.split()
-    return " ".join(words[words.index("Used") + 1 : words.index("Used") + 4]) if "Used" in words else "more than it has"
+    """What the compiler says of memory, as in "133.00G of 15.75G"; it names what it needs, then what there is."""
+    sizes = re.findall(r"\b[\d.]+[KMGT]\b", text)
+    return " of ".join(sizes[:2]) if len(sizes) >= 2 else "more than it has"
 
 
 def _does_not_fit(recipe: Recipe, place: str, what: str) -> str:
