@@ -1,7 +1,8 @@
 """The training step on a TPU slice, compiled ahead of time by the real TPU compiler on a machine without a TPU.
 
-Prints what the compiler promises: memory, FLOPs, bytes and collectives of a chip, and from them the tokens/s that no
-run can exceed. A layout that does not fit a chip's memory, or that gathers the features, is an error.
+Prints what the compiler says of a chip, its memory, FLOPs, bytes and collectives, and the tokens/s that follow if the
+slowest of compute, memory and network hides the others (the roofline). A layout that does not fit a chip's memory, or
+that gathers the features, is an error.
 """
 
 import contextlib
@@ -52,8 +53,8 @@ class PodFigures:
     """What the compiled step costs one chip, and what follows.
 
     memory: bytes at most at a time.  flops, bytes: of one step; a loop's body, such as the search for BatchTopK's
-    threshold, counts once.  seconds: the least of a step, being the longest of its compute, memory and network times.
-    tokens_per_second: of the whole slice, at most.
+    threshold, counts once.  seconds: what a step takes at least of compute, memory and network.
+    tokens_per_second: of the whole slice, at the longest of these.
     """
 
     chips: int
