@@ -56,6 +56,8 @@ class TrainConfig:
     """Positions in a step."""
     drop_start: bool = True
     """Leave out position 0, the start step, which is the same vector in every clip."""
+    model_parallel: int = 1
+    """How many devices hold a share of the features each; all devices divided by this share the positions of a step."""
     lr: float | None = None
     """Peak learning rate."""
     lr_warm_up_steps: int | None = None

@@ -36,6 +36,7 @@ from musae_jax.models.musicgen import MusicGen, random_musicgen
 from musae_jax.places import Place, inside, open_place
 from musae_jax.pocket import JUDGE
 from musae_jax.sae.formats import load_sae, save_maximum
+from musae_jax.sae.parallel import first_process
 from musae_jax.sae.recipes import recipe_name, train_recipe
 from musae_jax.sae.train import train_saes
 from musae_jax.steering.effects import EffectsConfig, choose_targets, measure_effects
@@ -165,9 +166,8 @@ def train_stage(run: Run, progress: Progress | None = None) -> None:
             store = run.store(layer, control)
             recipe = train_recipe(c, store.d_in, run.config.seed)
             folder = run.sae_folder(layer, control)
-            train_saes(
-                store, {folder: recipe}, held_out, drop_start=c.drop_start, seed=run.config.seed, progress=progress
-            )
+            options = {"drop_start": c.drop_start, "seed": run.config.seed, "model_parallel": c.model_parallel}
+            train_saes(store, {folder: recipe}, held_out, **options, progress=progress)
 
 
 def features_stage(run: Run, progress: Progress | None = None) -> None:
@@ -290,10 +290,11 @@ def run_stage(run: Run, stage: str, progress: Progress | None = None) -> float:
     started = time.perf_counter()
     STAGES[stage](run, progress)
     seconds = round(time.perf_counter() - started, 2)
-    record = read_json(run.folder / "run.json")
-    record["stages"][stage] = {"seconds": seconds}
-    record["state"] = "finished" if set(record["stages"]) >= set(STAGES) else "begun"
-    write_json(run.folder / "run.json", record)
+    if first_process():
+        record = read_json(run.folder / "run.json")
+        record["stages"][stage] = {"seconds": seconds}
+        record["state"] = "finished" if set(record["stages"]) >= set(STAGES) else "begun"
+        write_json(run.folder / "run.json", record)
     return seconds
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from musae_jax.sae.recipe import Knobs, Memory, Params, Recipe
+from musae_jax.sae.shards import most_over_tokens, over_tokens
 from musae_jax.sae.step import column_counts
 
 
@@ -74,7 +75,7 @@ def batch_threshold(values: jax.Array, count: Any, guess: jax.Array, tolerance: 
     log_count = jnp.log(count + 0.5)
 
     def above(threshold):
-        return jnp.sum(column_counts(values > threshold))
+        return over_tokens(jnp.sum(column_counts(values > threshold)))
 
     def unfinished(search):
         left, right, _, _, found, _, probes = search
@@ -102,7 +103,7 @@ def batch_threshold(values: jax.Array, count: Any, guess: jax.Array, tolerance: 
 
     zero = jnp.zeros((), values.dtype)
     positive = above(zero)
-    top = jnp.maximum(jnp.max(values), zero)
+    top = jnp.maximum(most_over_tokens(jnp.max(values)), zero)
     search = (zero, top, positive, jnp.zeros((), jnp.int32), positive, zero, jnp.zeros((), jnp.int32))
     _, right, _, _, found, point, _ = jax.lax.while_loop(unfinished, probe, search)
     # Ties can make the count jump over the goal: then the side with fewer is taken, as many as k·N at most.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from musae_jax.sae.recipe import Knobs, Memory, Params, Recipe, Tokens, l1_penalty, without_auxk
+from musae_jax.sae.shards import over_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class GatedConfig(Recipe):
         error = tokens.x - (gate @ W_dec_t.T + b_dec)
         if tokens.keep is not None:
             error = error * tokens.keep[:, None]
-        return jnp.sum(error**2) / tokens.total + l1_penalty(self, gate, tokens, knobs)
+        return over_tokens(jnp.sum(error**2)) / tokens.total + l1_penalty(self, gate, tokens, knobs)
 
     def inference_params(self, params: Params, memory: Memory, scale: jax.Array) -> Params:
         return {"b_gate": params["b_enc"] * scale, "b_mag": params["b_mag"] * scale, "r_mag": params["r_mag"]}

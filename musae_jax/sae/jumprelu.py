@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from musae_jax.errors import MusaeError
 from musae_jax.sae.recipe import Knobs, Memory, Params, Recipe, Tokens, l1_penalty
+from musae_jax.sae.shards import over_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class JumpReLUConfig(Recipe):
         pre = jax.lax.stop_gradient(pre)
         near = jax.lax.stop_gradient(self._kernel(pre, threshold).sum(0))  # [F]
         active = jnp.sum(pre > jax.lax.stop_gradient(threshold)) - jnp.sum(near * _only_gradient(threshold))
-        quadratic = (active / tokens.count / knobs["k"] - 1) ** 2
+        quadratic = (over_tokens(active) / tokens.count / knobs["k"] - 1) ** 2
         return knobs["l0_coefficient"] * quadratic + l1_penalty(self, f, tokens, knobs)
 
     def _kernel(self, pre: jax.Array, threshold: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from musae_jax.errors import MusaeError
+from musae_jax.sae.shards import over_tokens
 
 Params = dict[str, jax.Array]
 Memory = dict[str, jax.Array]  # what an architecture remembers from step to step besides its parameters
@@ -203,7 +204,7 @@ class Recipe:
 
 def l1_penalty(recipe: Recipe, f: jax.Array, tokens: Tokens, knobs: Knobs) -> Any:
     """l1_coefficient · Σ f, divided as the squared error is; decoder rows have norm 1."""
-    return knobs["l1_coefficient"] * jnp.sum(f) / tokens.total if recipe.l1_coefficient else 0.0
+    return knobs["l1_coefficient"] * over_tokens(jnp.sum(f)) / tokens.total if recipe.l1_coefficient else 0.0
 
 
 def without_auxk(recipe: Recipe) -> None:

@@ -24,7 +24,11 @@ def train_recipe(config: TrainConfig, d_in: int, seed: int) -> Recipe:
     """
     recipe = RECIPES[config.architecture]
     known = {field.name for field in dataclasses.fields(recipe)}
-    asked = {name: value for name, value in vars(config).items() if name not in ("architecture", "drop_start")}
+    asked = {
+        name: value
+        for name, value in vars(config).items()
+        if name not in ("architecture", "drop_start", "model_parallel")
+    }
     if "k" not in known:
         del asked["k"]
     asked = {name: value for name, value in asked.items() if value is not None}

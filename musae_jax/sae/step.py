@@ -19,6 +19,7 @@ import optax
 
 from musae_jax.sae.recipe import NEVER, Knobs, Memory, Params, Recipe, Tokens
 from musae_jax.sae.sae import SAE, SAEConfig
+from musae_jax.sae.shards import all_tokens, decode_groups, largest, over_tokens, token_count
 
 NO_TOKEN = -1e30  # a pre-activation below every threshold
 
@@ -104,7 +105,7 @@ def losses(
     activations among dead latents, decoded without b_dec, against the residual e = x − x̂ (a constant there), as a
     share of the variance of e.
     """
-    count = x.shape[0] if keep is None else keep.sum()
+    count = _count(x, keep)
     variance = _variance(x, keep)
     tokens = Tokens(x, keep, count, variance if recipe.loss == "fvu" else count)
     # b_dec is moved out of the matmul so that its gradient sums over the batch before the matrix product, not after.
@@ -113,12 +114,12 @@ def losses(
         pre = jnp.where(keep[:, None], pre, NO_TOKEN)
     f, memory = recipe.activate(params, pre, knobs, memory, count)
     errors = nested_errors(params, f, tokens, recipe.group_ends)
-    squares = [jnp.sum(error**2) for error in errors]
+    squares = [over_tokens(jnp.sum(error**2)) for error in errors]
     error = errors[-1]
     auxk = jnp.zeros(())
     if dead is not None:
         auxk = _auxk(recipe, params, pre, dead, jax.lax.stop_gradient(error), keep)
-    fires = column_counts(f > 0)  # [F]
+    fires = over_tokens(column_counts(f > 0))  # [F]
     loss = sum(squares) / (len(squares) * tokens.total)
     loss = loss + recipe.penalty(params, tokens, pre, f, knobs)
     if recipe.auxk_alpha:
@@ -131,11 +132,10 @@ def losses(
 
 def nested_errors(params: Params, f: jax.Array, tokens: Tokens, ends: tuple[int, ...]) -> list[jax.Array]:
     """x − x̂ [N, D] of each nested prefix of the latents, 0 where a token does not count; costs one decoding in all."""
-    error, start, errors = tokens.x - params["b_dec"], 0, []
-    for end in ends:
-        error = error - f[:, start:end] @ params["W_dec_t"][:, start:end].T
+    error, errors = tokens.x - params["b_dec"], []
+    for part in decode_groups(f, params["W_dec_t"], ends):
+        error = error - part
         errors.append(error if tokens.keep is None else error * tokens.keep[:, None])
-        start = end
     return errors
 
 
@@ -143,28 +143,33 @@ def _auxk(recipe: Recipe, params: Params, pre: jax.Array, dead: jax.Array, targe
     candidates = jnp.where(dead, jax.nn.relu(pre), 0.0)  # [N, F]
     still = jax.lax.stop_gradient(candidates)
 
-    def largest():
-        return jax.lax.top_k(still, recipe.k_aux_used)[0].min(-1, keepdims=True)
+    def kth_largest():
+        return largest(still, recipe.k_aux_used).min(-1, keepdims=True)
 
     # With k_aux dead latents or fewer all of them are taken, and the search for the largest is saved.
-    least = jax.lax.cond(dead.sum() > recipe.k_aux_used, largest, lambda: jnp.zeros((still.shape[0], 1)))
+    least = jax.lax.cond(dead.sum() > recipe.k_aux_used, kth_largest, lambda: jnp.zeros((still.shape[0], 1)))
     guess = jnp.where(still >= least, candidates, 0.0) @ params["W_dec_t"].T  # without b_dec
-    return jnp.sum((target - guess) ** 2) / _variance(target, keep)
+    return over_tokens(jnp.sum((target - guess) ** 2)) / _variance(target, keep)
 
 
 def _variance(x: jax.Array, keep: jax.Array | None) -> jax.Array:
     """‖x − mean x‖² over the tokens [N, D] that count, never 0."""
-    if keep is None:
-        return jnp.maximum(jnp.sum((x - x.mean(0)) ** 2), 1e-30)
-    mean = x.sum(0) / jnp.maximum(keep.sum(), 1)  # rows that do not count are 0
-    return jnp.maximum(jnp.sum((x - mean) ** 2 * keep[:, None]), 1e-30)
+    mean = over_tokens(x.sum(0)) / jnp.maximum(_count(x, keep), 1)  # rows that do not count are 0
+    squares = (x - mean) ** 2 if keep is None else (x - mean) ** 2 * keep[:, None]
+    return jnp.maximum(over_tokens(jnp.sum(squares)), 1e-30)
+
+
+def _count(x: jax.Array, keep: jax.Array | None) -> Any:
+    """How many of the tokens [N, D] count, on all devices."""
+    return token_count(x.shape[0]) if keep is None else over_tokens(keep.sum(dtype=jnp.int32))
 
 
 # --- the step ---------------------------------------------------------------------------------------------------------
 
 
 def update(recipe: Recipe, state: TrainState, batch: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimiser step on raw activations [N, D]. Pure; `train_step` is the same, jitted, its state donated.
+    """One optimiser step on raw activations [N, D]. Pure; `train_step` is the same, jitted, its state donated, and
+    `parallel` has it on many devices.
 
     Metrics are [], or [G] for the state of a group: loss, fvu, auxk, l0, dead (share of latents), grad_norm, lr,
     skipped (batches so far), filtered (tokens so far, with max_norm), fvu_first_group (with group_fractions) and those
@@ -187,7 +192,8 @@ def update(recipe: Recipe, state: TrainState, batch: jax.Array) -> tuple[TrainSt
             loss = functools.partial(
                 losses, recipe, x=x, knobs=knobs, memory=state.memory, dead=dead if with_auxk else None, keep=keep
             )
-            return jax.value_and_grad(loss, has_aux=True)(state.params)
+            outcome, grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+            return outcome, jax.tree.map(over_tokens, grads)
 
         return lift(of_one)(state, dead)
 
@@ -196,10 +202,8 @@ def update(recipe: Recipe, state: TrainState, batch: jax.Array) -> tuple[TrainSt
         outcome = jax.lax.cond(dead.any(), lambda: gradients(True), lambda: gradients(False))
     else:
         outcome = gradients(False)
-    count = batch.shape[0] if keep is None else keep.sum(dtype=jnp.int32)
-    return lift(lambda state, outcome, dead: _advance(recipe, state, outcome, dead, batch.shape[0], count))(
-        state, outcome, dead
-    )
+    size, count = token_count(batch.shape[0]), _count(batch, keep)
+    return lift(lambda state, outcome, dead: _advance(recipe, state, outcome, dead, size, count))(state, outcome, dead)
 
 
 def _advance(recipe: Recipe, state: TrainState, outcome: Any, dead: jax.Array, size: int, count: Any) -> Any:
@@ -230,13 +234,15 @@ def _advance(recipe: Recipe, state: TrainState, outcome: Any, dead: jax.Array, s
 train_step = functools.partial(jax.jit, static_argnames=("recipe",), donate_argnames=("state",))(update)
 
 
-@functools.partial(jax.jit, static_argnames=("recipe",), donate_argnames=("state",))
-def train_steps(recipe: Recipe, state: TrainState, batches: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`train_step` on each of batches [S, N, D] in turn, in one call; every metric comes back with [S] in front.
+def updates(recipe: Recipe, state: TrainState, batches: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`update` on each of batches [S, N, D] in turn, in one call; every metric comes back with [S] in front.
 
     Working memory is taken once for all S steps, which on CPUs is worth a sixth of the time.
     """
     return jax.lax.scan(functools.partial(update, recipe), state, batches)
+
+
+train_steps = functools.partial(jax.jit, static_argnames=("recipe",), donate_argnames=("state",))(updates)
 
 
 def norm_filter(max_norm: float, batch: Any) -> jax.Array:
@@ -245,7 +251,7 @@ def norm_filter(max_norm: float, batch: Any) -> jax.Array:
     A norm that is no number passes: such a batch is to be skipped and counted, not mended.
     """
     norms = jnp.linalg.norm(jnp.asarray(batch, jnp.float32), axis=1)
-    return ~(norms > max_norm * jnp.median(norms))
+    return ~(norms > max_norm * jnp.median(all_tokens(norms)))
 
 
 def _adam(recipe: Recipe) -> optax.GradientTransformation:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from musae_jax.sae.recipe import Knobs, Memory, Params, Recipe
+from musae_jax.sae.shards import largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class TopKConfig(Recipe):
     k: int = 32
 
     def activate(self, params: Params, pre: jax.Array, knobs: Knobs, memory: Memory, count: Any) -> Any:
-        largest = jax.lax.top_k(jax.lax.stop_gradient(pre), self.k)[0]  # [N, k]
+        kept = largest(jax.lax.stop_gradient(pre), self.k)  # [N, k]
         # The k-th by a minimum and not by a slice, which would make XLA sort whole rows.
-        least = jnp.where(jnp.arange(self.k) < knobs["k"], largest, jnp.inf).min(-1, keepdims=True)
+        least = jnp.where(jnp.arange(self.k) < knobs["k"], kept, jnp.inf).min(-1, keepdims=True)
         return jnp.where((pre >= least) & (pre > 0), pre, 0.0), memory

@@ -1,6 +1,7 @@
 """The training loop: batches in, logs and checkpoints out, and at the end SAE folders with their measures."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import warnings
@@ -21,6 +22,15 @@ from musae_jax.files import read_json, read_json_lines, write_json, write_json_l
 from musae_jax.sae.formats import load_sae, save_sae
 from musae_jax.sae.metrics import evaluate
 from musae_jax.sae.normalisation import normalisation
+from musae_jax.sae.parallel import (
+    first_process,
+    make_state,
+    place_batches,
+    sharded_steps,
+    training_mesh,
+    wait_for_all,
+    whole_state,
+)
 from musae_jax.sae.recipe import Recipe
 from musae_jax.sae.sae import SAE
 from musae_jax.sae.step import (
@@ -31,7 +41,6 @@ from musae_jax.sae.step import (
     group_recipe,
     init_state,
     stack_states,
-    train_steps,
 )
 
 CHECKPOINTS, LOG, METRICS = "checkpoints", "train.jsonl", "metrics.json"
@@ -50,6 +59,7 @@ def train_saes(
     buffer_mb: int = 512,
     log_every: int = 50,
     save_every: int = 500,
+    model_parallel: int = 1,
     progress: Progress | None = None,
 ) -> list[SAE]:
     """Trains SAEs on one stream: `recipes` says in which folder which one.
@@ -61,12 +71,18 @@ def train_saes(
 
     The clips `held_out` are never trained on; metrics.json is measured on them (on all clips if there are none). Killed
     at any moment and called again with the same arguments it goes on from the last checkpoint and ends with the same
-    bytes; when all SAEs are finished, it returns at once. The checkpoints of all lie in the first folder. Nothing that
-    depends on the clock enters a file. `progress` counts steps, then the clips of each evaluation.
+    bytes; on other devices it goes on too, and ends with the same numbers but for rounding. When all SAEs are finished,
+    it returns at once. The checkpoints of all lie in the first folder. Nothing that depends on the clock enters a file.
+    `progress` counts steps, then the clips of each evaluation.
+
+    All devices take part: `model_parallel` of them hold a share of each dictionary, and that many times over they
+    share the tokens of a batch. Where `jax.distributed` has joined several processes, all call this with the same
+    arguments, `store` and the folders are on a disk that all of them see, and the first of them writes.
 
     Raises:
-      MusaeError: the store and a recipe do not fit, the recipes cannot share a stream, a folder holds another SAE or
-        a damaged checkpoint, nothing in a training stayed finite, or the disk refuses a file.
+      MusaeError: the store and a recipe do not fit, nor a recipe and the devices, the recipes cannot share a stream, a
+        folder holds another SAE or a damaged checkpoint, nothing in a training stayed finite, or the disk refuses a
+        file.
     """
     outs = [Path(out) for out in recipes]
     recipes = list(recipes.values())
@@ -75,6 +91,7 @@ def train_saes(
     done = [_finished(out, record) for out, record in zip(outs, records)]
     if all(done):
         return [load_sae(out) for out in outs]
+    mesh = training_mesh(recipes, model_parallel)
     held = set(held_out)
     train_clips = [id for id in store.clip_ids if id not in held] if held else None
     batches = Batches(store, recipes[0].batch_size, seed, train_clips, drop_start, buffer_mb)
@@ -82,8 +99,9 @@ def train_saes(
     steps, groups = recipes[0].steps, _groups(recipes)
     checkpoints = _open_checkpoints(outs[0])
     try:
-        states, step = _start(checkpoints, batches, recipes, groups, records, outs[0])
-        for out in outs:
+        states, step = _start(checkpoints, batches, recipes, groups, records, outs[0], mesh)
+        calls = [sharded_steps(mesh, recipe, state) for (recipe, _), state in zip(groups, states)]
+        for out in outs if first_process() else ():
             rows = [row for row in read_json_lines(out / LOG) if row["step"] <= step] if (out / LOG).exists() else []
             with disk_errors(out / LOG):
                 write_json_lines(out / LOG, rows)
@@ -91,9 +109,9 @@ def train_saes(
         while step < steps:
             # Calls end where rows of the log do, and checkpoints too: a resumed run makes the very same calls.
             count = min(STEPS_PER_CALL, log_every - step % log_every, steps - step)
-            stack = np.stack([next(batches) for _ in range(count)])
-            for number, (recipe, _) in enumerate(groups):
-                states[number], metrics = train_steps(recipe, states[number], stack)
+            stack = place_batches(mesh, np.stack([next(batches) for _ in range(count)]))
+            for number, call in enumerate(calls):
+                states[number], metrics = call(states[number], stack)
                 pending[number].append(metrics)
             step += count
             if step % log_every == 0 or step == steps:
@@ -108,11 +126,14 @@ def train_saes(
         batches.close()
         checkpoints.close()
     for (_, members), state in zip(groups, states):
-        for place, number in enumerate(members):
+        state = state if mesh is None else whole_state(state)
+        for place, number in enumerate(members) if first_process() else ():
             one = state if len(members) == 1 else group_member(state, place)
             _write(outs[number], store, recipes[number], one, held_out, metadata, drop_start, seed)
             _measure(outs[number], store, recipes[number], one, records[number], held_out, drop_start, progress)
-    shutil.rmtree(outs[0] / CHECKPOINTS, ignore_errors=True)
+    if first_process():
+        shutil.rmtree(outs[0] / CHECKPOINTS, ignore_errors=True)
+    wait_for_all("trained")
     return [load_sae(out) for out in outs]
 
 
@@ -168,13 +189,14 @@ def _groups(recipes: Sequence[Recipe]) -> list[tuple[Recipe, list[int]]]:
     ]
 
 
-def _init(recipes: Sequence[Recipe], groups: Any, normalise: Any) -> list[TrainState]:
+def _init(recipes: Sequence[Recipe], groups: Any, normalise: Any, mesh: Any) -> list[TrainState]:
     """The states of the groups at step 0; `normalise(recipe)` gives (center, scale)."""
-    states = []
-    for _, members in groups:
+
+    def make(members: Sequence[int]) -> TrainState:
         ones = [init_state(recipes[i], jax.random.key(recipes[i].seed), *normalise(recipes[i])) for i in members]
-        states.append(ones[0] if len(ones) == 1 else stack_states(ones))
-    return states
+        return ones[0] if len(ones) == 1 else stack_states(ones)
+
+    return [make_state(mesh, functools.partial(make, members)) for _, members in groups]
 
 
 def _open_checkpoints(out: Path) -> TrainingCheckpoints:
@@ -184,12 +206,18 @@ def _open_checkpoints(out: Path) -> TrainingCheckpoints:
 
 
 def _start(
-    checkpoints: TrainingCheckpoints, batches: Batches, recipes: Sequence[Recipe], groups: Any, records: Any, out: Path
+    checkpoints: TrainingCheckpoints,
+    batches: Batches,
+    recipes: Sequence[Recipe],
+    groups: Any,
+    records: Any,
+    out: Path,
+    mesh: Any,
 ) -> tuple[list[TrainState], int]:
     try:
         note = checkpoints.note()
         if note is not None and note["records"] == records:
-            step, states = checkpoints.restore(_init(recipes, groups, lambda recipe: (None, 1.0)))
+            step, states = checkpoints.restore(_init(recipes, groups, lambda recipe: (None, 1.0), mesh))
             batches.restore(note["batches"])
             return states, step
     except MusaeError:
@@ -209,7 +237,7 @@ def _start(
             estimates[wanted] = normalisation(recipe, batches)
         return estimates[wanted]
 
-    return _init(recipes, groups, normalise), 0
+    return _init(recipes, groups, normalise, mesh), 0
 
 
 def _save(
@@ -248,8 +276,9 @@ def _log(members: Sequence[int], step: int, recipes: Any, outs: Any, pending: li
                 f"none of the {step} training steps so far gave finite numbers; the activations or the learning rate"
                 f" ({recipe.lr_used:g}) are wrong, look at {path}"
             )
-        with disk_errors(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        if first_process():
+            with disk_errors(path), open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
 def _write(
