@@ -113,10 +113,15 @@ class TrainPocketFlags:
 class BenchFlags:
     """Measures and prints a table; a control stands beside every figure."""
 
-    name: tyro.conf.Positional[Literal["pocket"]]
-    """pocket: what the pocket model has learned, on held-out music."""
+    name: tyro.conf.Positional[Literal["pocket", "planted", "stability"]]
+    """pocket: what the pocket model has learned, on held-out music. planted: do SAEs find features that are known?
+    stability: how many of a run's features come back with another seed?"""
     model: str = "pocket"
-    """The model to measure."""
+    """pocket: the model to measure."""
+    run: Path | None = None
+    """stability: the run folder."""
+    seeds: int = 3
+    """planted, stability: SAEs of each kind."""
     json: Path | None = None
     """Also write the figures here."""
 
@@ -220,6 +225,31 @@ def doctor_verb(flags: DoctorFlags) -> str:
 
 
 def bench_verb(flags: BenchFlags) -> str:
+    return {"pocket": bench_pocket, "planted": bench_rows, "stability": bench_rows}[flags.name](flags)
+
+
+def bench_rows(flags: BenchFlags) -> str:
+    """The benches that write rows."""
+    from musae_jax.bench.planted import PlantedBench, bench_planted
+    from musae_jax.bench.rows import bench_table
+    from musae_jax.bench.stability import bench_stability
+    from musae_jax.files import write_json
+    from musae_jax.progress import progress_bar
+    from musae_jax.run import open_run
+
+    if flags.name == "stability" and flags.run is None:
+        raise MusaeError("musae bench stability needs --run; give the folder of a run whose activations are there")
+    with progress_bar(flags.name, console) as progress:
+        if flags.name == "planted":
+            rows = bench_planted(PlantedBench(seeds=flags.seeds), progress)
+        else:
+            rows = bench_stability(open_run(flags.run), flags.seeds, progress)
+    if flags.json:
+        write_json(flags.json, rows)
+    return bench_table(rows)
+
+
+def bench_pocket(flags: BenchFlags) -> str:
     from musae_jax.bench.pocket import measure_pocket
     from musae_jax.files import write_json
     from musae_jax.models.checkpoints import load_musicgen

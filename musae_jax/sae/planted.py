@@ -1,9 +1,9 @@
-"""Activations with known truth: sparse sums of planted directions, after SynthSAEBench (Chanin and Garriga-Alonso 2026).
+"""Activations with known truth: sparse sums of planted directions, as SynthSAEBench makes them.
 
-The generator is that of arXiv 2602.14687, whose parameters at 16,384 features are in `PlantedConfig`'s docstring:
-features fire as a thresholded Gaussian with low-rank correlations, as often as a Zipf law says; some stand in trees,
-where a child fires only with its parent, in proportion to it, and never with its siblings; and there are more
-directions than dimensions. The source is an `Activations`, so `train_saes` runs on it as on music.
+The generator is that of Chanin and Garriga-Alonso 2026 (arXiv 2602.14687; SAELens `synthetic`) at any size: features
+fire as a thresholded Gaussian with low-rank correlations, as often as a Zipf law says; some stand in trees, where a
+child fires only with its parent, in proportion to it, and never with its siblings; and there are more directions than
+dimensions. The source is an `Activations`, so `train_saes` runs on it as on music.
 """
 
 import dataclasses
@@ -72,8 +72,8 @@ class PlantedConfig:
             )
         if (needed := self.level_ends[-1]) > self.features:
             raise MusaeError(
-                f"{self.roots} trees of depth {self.depth} hold {needed} features, but only {self.features} are planted;"
-                " plant fewer trees or more features"
+                f"{self.roots} trees of depth {self.depth} hold {needed} features, but only {self.features} are"
+                " planted; plant fewer trees or more features"
             )
 
     @property

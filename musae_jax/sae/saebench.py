@@ -16,7 +16,7 @@ from musae_jax.disk import disk_errors
 from musae_jax.files import read_json, write_json
 from musae_jax.sae.sae import SAE
 
-METRICS, SAEBENCH = "metrics.json", "saebench_core.json"
+METRICS, SPLICE, SAEBENCH = "metrics.json", "splice.json", "saebench_core.json"
 MAX_PAIRS_OF = 2**16  # features up to which all pairs are compared
 _BLOCK = 1024
 
@@ -101,11 +101,16 @@ def saebench_core(sae: SAE, metrics: dict[str, Any], name: str = "", release: st
 
 
 def write_saebench(folder: str | Path, sae: SAE, out: str | Path | None = None) -> Path | None:
-    """Writes saebench_core.json beside the metrics.json of an SAE's folder, or to `out`; None without measures."""
+    """Writes saebench_core.json beside the metrics.json of an SAE's folder, or to `out`; None without measures.
+
+    With a splice.json there too (see `validation.splice`) nothing is left unmeasured.
+    """
     folder = Path(folder)
     metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else None
     if not isinstance(metrics, dict) or not {"fvu", "l0", "dead_share", "tokens"} <= set(metrics):
         return None
+    if (folder / SPLICE).exists():  # the model was run with the SAE in it
+        metrics |= read_json(folder / SPLICE)["saebench"]
     when = int((folder / METRICS).stat().st_mtime * 1000)
     path = Path(out) if out else folder / SAEBENCH
     core = saebench_core(sae, metrics, folder.name, sae.config.hook, when)

@@ -14,14 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from musae_jax.disk import disk_errors
 from musae_jax.errors import MusaeError
+from musae_jax.files import read_json, write_json
 from musae_jax.models.delay import delayed_targets
 from musae_jax.models.edits import Edits, FunctionEdit
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig, forward
+from musae_jax.sae.formats import load_sae
 from musae_jax.sae.sae import SAE, SAEConfig, sae_decode, sae_encode
+from musae_jax.sae.saebench import SPLICE
+from musae_jax.sae.saelens import WEIGHTS
 
-SPLICE = "splice.json"
-# What stands at the hook: how much is edited, and the shares of the reconstruction and of the mean in what is put there.
+# What stands at the hook: is anything put there, and the shares of reconstruction and mean in it.
 _PUT = {"clean": (0.0, 0.0, 0.0), "sae": (1.0, 1.0, 0.0), "zero": (1.0, 0.0, 0.0), "mean": (1.0, 0.0, 1.0)}
 CONTROLS = ("zero", "mean")
 
@@ -86,7 +90,6 @@ def splice(
     per_codebook = [_figures({name: s[:, k] / predicted[k] for name, s in sums.items()}) for k in range(len(predicted))]
     everything = _figures({name: s.sum(1) / predicted.sum() for name, s in sums.items()})
     return {
-        "layer": layer,
         "codebooks": per_codebook,
         "all": everything,
         "clips": len(codes),
@@ -95,11 +98,29 @@ def splice(
     }
 
 
-def splice_record(folder: str | Path, codes: np.ndarray, drop_start: bool) -> dict[str, Any]:
-    """What a splice of the SAE in a folder depends on; equal records need not be measured twice."""
-    weights = (Path(folder) / "sae_weights.safetensors").read_bytes()
-    digest = hashlib.sha256(np.ascontiguousarray(codes, np.int32).tobytes()).hexdigest()
-    return {"sae_sha256": hashlib.sha256(weights).hexdigest(), "codes_sha256": digest, "drop_start": drop_start}
+def splice_folder(
+    mg: MusicGen,
+    folder: str | Path,
+    layer: int,
+    codes: np.ndarray,
+    batch_size: int = 8,
+    drop_start: bool = True,
+    progress: Progress | None = None,
+) -> None:
+    """Writes splice.json into an SAE's folder, unless it holds the same measurement already."""
+    path = Path(folder) / SPLICE
+    weights = (Path(folder) / WEIGHTS).read_bytes()
+    record = {
+        "layer": layer,
+        "sae_sha256": hashlib.sha256(weights).hexdigest(),
+        "codes_sha256": hashlib.sha256(np.ascontiguousarray(codes, np.int32).tobytes()).hexdigest(),
+        "drop_start": drop_start,
+    }
+    if path.exists() and read_json(path).get("record") == record:
+        return
+    measured = splice(mg, load_sae(folder), layer, codes, batch_size, drop_start, progress)
+    with disk_errors(path):
+        write_json(path, {**measured, "record": record})
 
 
 def _batches(codes: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:

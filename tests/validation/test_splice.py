@@ -1,4 +1,4 @@
-"""An SAE in the model: exact dictionaries cost nothing, empty ones cost what the controls cost, and the sums are right."""
+"""An SAE in the model: exact dictionaries cost nothing, empty ones what the controls cost, and sums are right."""
 
 import jax
 import numpy as np
