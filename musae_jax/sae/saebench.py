@@ -106,17 +106,21 @@ def write_saebench(folder: str | Path, sae: SAE, out: str | Path | None = None) 
     With a splice.json there too (see `validation.splice`) nothing is left unmeasured.
     """
     folder = Path(folder)
-    metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else None
+    metrics = read_measures(folder) if (folder / METRICS).exists() else None
     if not isinstance(metrics, dict) or not {"fvu", "l0", "dead_share", "tokens"} <= set(metrics):
         return None
-    if (folder / SPLICE).exists():  # the model was run with the SAE in it
-        metrics |= read_json(folder / SPLICE)["saebench"]
     when = int((folder / METRICS).stat().st_mtime * 1000)
     path = Path(out) if out else folder / SAEBENCH
     core = saebench_core(sae, metrics, folder.name, sae.config.hook, when)
     with disk_errors(path):
         write_json(path, core)
     return path
+
+
+def read_measures(folder: Path) -> Any:
+    """metrics.json of an SAE's folder, and what splice.json beside it calls by SAEBench's names."""
+    metrics = read_json(folder / METRICS)
+    return metrics | read_json(folder / SPLICE)["saebench"] if (folder / SPLICE).exists() else metrics
 
 
 def _mean_largest_cosine(rows: np.ndarray) -> float | None:
