@@ -47,10 +47,10 @@ def bench_row(
 
 def bench_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as lines that fit a terminal."""
-    lines = []
+    lines, width = [], max((len(row["name"]) for row in rows), default=0)
     for row in rows:
         spread = f" ± {(row['interval'][1] - row['interval'][0]) / 2:.3f}" if "interval" in row else ""
         ours = f"{row['ours']:.3f}{spread}"
-        line = f"{row['name']:<34} {ours:<16} {row['unit']}"
-        lines.append(line if row["peer"] is None else f"{line:<70} {row['peer_name']}: {row['peer']:.3f}")
+        line = f"{row['name']:<{width}}  {ours:<15}  {row['unit']}"
+        lines.append(line if row["peer"] is None else f"{line:<{width + 37}}  {row['peer_name']}: {row['peer']:.3f}")
     return "\n".join(lines)

@@ -117,6 +117,7 @@ def _wandb(folder: Path, config: dict[str, Any], project: str) -> Iterator[Write
         import wandb
     except ImportError:
         raise MusaeError("log of train names wandb, but it is not installed; pip install wandb") from None
+    folder.mkdir(parents=True, exist_ok=True)  # or it would write somewhere else
     run = wandb.init(
         project=project,
         name="/".join(folder.parts[-2:]),  # HOOK/NAME

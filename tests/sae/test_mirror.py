@@ -31,6 +31,7 @@ class FakeWandb(types.ModuleType):
         self.step, self.asked, self.logged, self.finished = step, [], [], 0
 
     def init(self, **asked):
+        assert Path(asked["dir"]).is_dir()
         self.asked.append(asked)
         return self
 
