@@ -26,7 +26,7 @@ def recovery(sae: SAE, source: PlantedActivations, shards: Collection[int]) -> d
     W_dec, directions = np.asarray(sae.params["W_dec"]), source.planted.directions
     _, nearest = largest_cosines(W_dec, directions)  # [F]
     latents, features, cosines = match_rows(W_dec, directions)
-    both, fires, truth_fires = (np.zeros(len(W_dec)) for _ in range(3))
+    both, fires = np.zeros(len(W_dec)), np.zeros(len(W_dec))
     matched_both = np.zeros(len(latents))
     total_truth, tokens = np.zeros(len(directions)), 0
     for shard in shards:

@@ -86,7 +86,7 @@ def splice(
             sums[name] += np.asarray(nats, np.float64)
         predicted += np.asarray(frames, np.float64)
         if progress:
-            progress(min(done * batch_size, len(codes)), len(codes), "clips spliced")
+            progress(min(done * batch_size, len(codes)), len(codes), "spliced clips")
     per_codebook = [_figures({name: s[:, k] / predicted[k] for name, s in sums.items()}) for k in range(len(predicted))]
     everything = _figures({name: s.sum(1) / predicted.sum() for name, s in sums.items()})
     return {
