@@ -3,7 +3,7 @@
 A small SynthSAEBench (arXiv 2602.14687): its generator, hierarchy and measures at a sixteenth of its features, as many
 planted for each latent, and k as the L0 of the d_sae most frequent features. What it published at 16,384 features
 stands beside; a smaller truth is another truth, so the order is to be met and the figures to be near. Two things differ
-besides size: activations are centred and scaled before training, and directions are moved apart by plain gradient steps.
+besides size: activations are centred and scaled before training, and directions are moved apart by plain gradients.
 """
 
 import dataclasses
