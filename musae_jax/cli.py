@@ -148,11 +148,16 @@ class PodFlags:
 class BenchFlags:
     """Measures and prints a table; a control stands beside every figure."""
 
-    name: tyro.conf.Positional[Literal["pocket", "pod"]]
-    """pocket: what the pocket model has learned, on held-out music. pod: what the training step costs on a TPU slice,
-    by the TPU compiler, without a TPU."""
+    name: tyro.conf.Positional[Literal["pocket", "planted", "stability", "pod"]]
+    """pocket: what the pocket model has learned, on held-out music. planted: do SAEs find features that are known?
+    stability: how many of a run's features come back with another seed? pod: what the training step costs on a TPU
+    slice, by the TPU compiler, without a TPU."""
     model: str = "pocket"
     """pocket: the model to measure."""
+    run: Path | None = None
+    """stability: the run folder."""
+    seeds: int = 3
+    """planted, stability: SAEs of each kind."""
     pod: tyro.conf.OmitArgPrefixes[PodFlags] = field(default_factory=PodFlags)
     json: Path | None = None
     """Also write the figures here."""
@@ -264,7 +269,29 @@ def doctor_verb(flags: DoctorFlags) -> str:
 
 
 def bench_verb(flags: BenchFlags) -> str:
-    return {"pocket": bench_pocket, "pod": bench_pod}[flags.name](flags)
+    benches = {"pocket": bench_pocket, "planted": bench_rows, "stability": bench_rows, "pod": bench_pod}
+    return benches[flags.name](flags)
+
+
+def bench_rows(flags: BenchFlags) -> str:
+    """The benches that write rows."""
+    from musae_jax.bench.planted import PlantedBench, bench_planted
+    from musae_jax.bench.rows import bench_table
+    from musae_jax.bench.stability import bench_stability
+    from musae_jax.files import write_json
+    from musae_jax.progress import progress_bar
+    from musae_jax.run import open_run
+
+    if flags.name == "stability" and flags.run is None:
+        raise MusaeError("musae bench stability needs --run; give the folder of a run whose activations are there")
+    with progress_bar(flags.name, console) as progress:
+        if flags.name == "planted":
+            rows = bench_planted(PlantedBench(seeds=flags.seeds), progress)
+        else:
+            rows = bench_stability(open_run(flags.run), flags.seeds, progress)
+    if flags.json:
+        write_json(flags.json, rows)
+    return bench_table(rows)
 
 
 def bench_pod(flags: BenchFlags) -> str:

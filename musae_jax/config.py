@@ -106,6 +106,10 @@ class TrainConfig:
     """Encoder as the decoder's transpose, or both independent."""
     max_norm: float | None = None
     """Leave out positions whose norm exceeds this multiple of the median."""
+    splice_clips: int = 32
+    """Held-out clips on which the model runs with the SAE spliced in; 0: none."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where training curves go besides train.jsonl and train.png."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,10 @@ def _convert(field_: dataclasses.Field, value: Any, where: str) -> Any:
         return value
     if get_origin(hint) is tuple:
         item = get_args(hint)[0]
+        if get_origin(item) is Literal:
+            if not isinstance(value, list) or not all(one in get_args(item) for one in value):
+                raise MusaeError(f"{where} must be a list of {' or '.join(get_args(item))}, not {value!r}")
+            return tuple(value)
         if not isinstance(value, list) or not all(_is_a(one, item) for one in value):
             kind = "whole numbers" if item is int else "numbers"
             raise MusaeError(f"{where} must be a list of {kind}, not {value!r}")

@@ -16,6 +16,10 @@ RECIPES: dict[str, type[Recipe]] = {
 }
 
 
+# Of TrainConfig, but not of how one SAE is trained.
+_AROUND = ("architecture", "drop_start", "splice_clips", "log", "model_parallel")
+
+
 def train_recipe(config: TrainConfig, d_in: int, seed: int) -> Recipe:
     """The recipe that a run's configuration asks for.
 
@@ -24,11 +28,7 @@ def train_recipe(config: TrainConfig, d_in: int, seed: int) -> Recipe:
     """
     recipe = RECIPES[config.architecture]
     known = {field.name for field in dataclasses.fields(recipe)}
-    asked = {
-        name: value
-        for name, value in vars(config).items()
-        if name not in ("architecture", "drop_start", "model_parallel")
-    }
+    asked = {name: value for name, value in vars(config).items() if name not in _AROUND}
     if "k" not in known:
         del asked["k"]
     asked = {name: value for name, value in asked.items() if value is not None}
