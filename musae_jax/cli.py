@@ -39,6 +39,21 @@ class StageFlags:
 
 
 @dataclass(frozen=True)
+class TrainFlags:
+    """Trains the SAEs of a run that `musae run` has begun, on all devices of one process or of several."""
+
+    run: Path
+    """The run folder; with several processes on a disk that all of them see."""
+    coordinator: str = ""
+    """Several processes, each started with this same command: HOST:PORT of the first, or "auto" on TPU pods, Slurm and
+    Open MPI, where the rest is found too."""
+    processes: int | None = None
+    """How many they are, with HOST:PORT."""
+    process: int | None = None
+    """Which of them this is, from 0, with HOST:PORT."""
+
+
+@dataclass(frozen=True)
 class GenerateFlags:
     """From a prompt to sound."""
 
@@ -112,13 +127,40 @@ class TrainPocketFlags:
 
 
 @dataclass(frozen=True)
+class PodFlags:
+    """The training step that `musae bench pod` compiles."""
+
+    topology: str = "v5e:16x16"
+    """The slice, as in v5e:16x16, v5p:4x4x4, v6e:8x8 or v4:2x2x2."""
+    model_parallel: int = 8
+    """Chips that hold a share of the features each; all chips divided by this share the tokens."""
+    architecture: Literal["batch_topk", "topk", "jumprelu", "relu", "gated"] = "batch_topk"
+    """How features are chosen."""
+    d_in: int = 2048
+    """Width of the activations."""
+    d_sae: int = 65_536
+    """Features."""
+    k: int = 64
+    """Features active for a token."""
+    batch_size: int = 131_072
+    """Tokens in a step, on the whole slice."""
+
+
+@dataclass(frozen=True)
 class BenchFlags:
     """Measures and prints a table; a control stands beside every figure."""
 
-    name: tyro.conf.Positional[Literal["pocket"]]
-    """pocket: what the pocket model has learned, on held-out music."""
+    name: tyro.conf.Positional[Literal["pocket", "planted", "stability", "pod"]]
+    """pocket: what the pocket model has learned, on held-out music. planted: do SAEs find features that are known?
+    stability: how many of a run's features come back with another seed? pod: what the training step costs on a TPU
+    slice, by the TPU compiler, without a TPU."""
     model: str = "pocket"
-    """The model to measure."""
+    """pocket: the model to measure."""
+    run: Path | None = None
+    """stability: the run folder."""
+    seeds: int = 3
+    """planted, stability: SAEs of each kind."""
+    pod: tyro.conf.OmitArgPrefixes[PodFlags] = field(default_factory=PodFlags)
     json: Path | None = None
     """Also write the figures here."""
 
@@ -148,6 +190,13 @@ def stage_verb(stage: str) -> Callable[[StageFlags], str]:
         return f"{stage} of {flags.run}: {seconds:.1f} s"
 
     return verb
+
+
+def train_verb(flags: TrainFlags) -> str:
+    from musae_jax.sae.parallel import join_processes
+
+    join_processes(flags.coordinator, flags.processes, flags.process)
+    return stage_verb("train")(StageFlags(flags.run))
 
 
 def compose_verb(flags: ComposeFlags) -> str:
@@ -222,6 +271,46 @@ def doctor_verb(flags: DoctorFlags) -> str:
 
 
 def bench_verb(flags: BenchFlags) -> str:
+    benches = {"pocket": bench_pocket, "planted": bench_rows, "stability": bench_rows, "pod": bench_pod}
+    return benches[flags.name](flags)
+
+
+def bench_rows(flags: BenchFlags) -> str:
+    """The benches that write rows."""
+    from musae_jax.bench.planted import PlantedBench, bench_planted
+    from musae_jax.bench.rows import bench_table
+    from musae_jax.bench.stability import bench_stability
+    from musae_jax.files import write_json
+    from musae_jax.progress import progress_bar
+    from musae_jax.run import open_run
+
+    if flags.name == "stability" and flags.run is None:
+        raise MusaeError("musae bench stability needs --run; give the folder of a run whose activations are there")
+    with progress_bar(flags.name, console) as progress:
+        if flags.name == "planted":
+            rows = bench_planted(PlantedBench(seeds=flags.seeds), progress)
+        else:
+            rows = bench_stability(open_run(flags.run), flags.seeds, progress)
+    if flags.json:
+        write_json(flags.json, rows)
+    return bench_table(rows)
+
+
+def bench_pod(flags: BenchFlags) -> str:
+    from musae_jax.bench.pod import measure_pod, pod_rows, pod_text
+    from musae_jax.files import write_json
+    from musae_jax.sae.recipes import RECIPES
+
+    pod = flags.pod
+    sparsity = {} if pod.architecture in ("relu", "gated") else {"k": pod.k}
+    recipe = RECIPES[pod.architecture](pod.d_in, pod.d_sae, batch_size=pod.batch_size, **sparsity)
+    figures = measure_pod(recipe, pod.topology, pod.model_parallel)
+    if flags.json:
+        write_json(flags.json, pod_rows(recipe, pod.topology, figures))
+    return pod_text(pod.topology, figures)
+
+
+def bench_pocket(flags: BenchFlags) -> str:
     from musae_jax.bench.pocket import measure_pocket
     from musae_jax.files import write_json
     from musae_jax.models.checkpoints import load_musicgen
@@ -275,7 +364,7 @@ VERBS = {
     "run": Verb(RunConfig, run_verb, "the whole road; alone: the pocket model on composed music"),
     "compose": Verb(ComposeFlags, compose_verb, "render labelled music"),
     "harvest": Verb(StageFlags, stage_verb("harvest"), "music to activation store"),
-    "train": Verb(StageFlags, stage_verb("train"), "store to sparse autoencoder"),
+    "train": Verb(TrainFlags, train_verb, "store to sparse autoencoder"),
     "features": Verb(StageFlags, stage_verb("features"), "statistics and exemplars"),
     "label": Verb(StageFlags, stage_verb("label"), "names for features"),
     "steer": Verb(StageFlags, stage_verb("steer"), "steer the best-named features, measured against controls"),
@@ -284,7 +373,7 @@ VERBS = {
     "push": Verb(PushFlags, push_verb, "SAEs to the Hugging Face hub, with a card"),
     "info": Verb(InfoFlags, info_verb, "what a checkpoint, store, SAE or run is"),
     "doctor": Verb(DoctorFlags, doctor_verb, "versions, devices, what is missing"),
-    "bench": Verb(BenchFlags, bench_verb, "what was learned, measured on held-out music"),
+    "bench": Verb(BenchFlags, bench_verb, "what was learned, on held-out music; what a step costs on a TPU slice"),
     "train-pocket": Verb(TrainPocketFlags, train_pocket_verb, "train the bundled model anew"),
 }
 

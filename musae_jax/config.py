@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -42,16 +42,74 @@ class HarvestConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """From residuals to a BatchTopK sparse autoencoder."""
+    """From residuals to a sparse autoencoder. Fields left at None follow the architecture's own recipe."""
 
+    architecture: Literal["batch_topk", "topk", "jumprelu", "relu", "gated"] = "batch_topk"
+    """How features are chosen; with group_fractions each of them is also Matryoshka."""
     d_sae: int = 2048
     """Features."""
     k: int = 32
-    """Features active at a position, on average."""
+    """Features active at a position, on average; relu and gated have l1_coefficient instead."""
     steps: int = 1500
     """Optimiser steps."""
     batch_size: int = 2048
     """Positions in a step."""
+    drop_start: bool = True
+    """Leave out position 0, the start step, which is the same vector in every clip."""
+    model_parallel: int = 1
+    """How many devices hold a share of the features each; all devices divided by this share the positions of a step."""
+    lr: float | None = None
+    """Peak learning rate."""
+    lr_warm_up_steps: int | None = None
+    """Over which it rises from 0."""
+    lr_decay_steps: int | None = None
+    """Over which it falls to 0 at the end."""
+    adam_b1: float | None = None
+    """Decay of Adam's first moment."""
+    adam_b2: float | None = None
+    """Decay of Adam's second moment."""
+    adam_eps: float | None = None
+    """Adam's epsilon."""
+    grad_clip: float | None = None
+    """Largest norm of a gradient."""
+    l1_coefficient: float | None = None
+    """Weight of the sum of activations in the loss."""
+    l0_coefficient: float | None = None
+    """jumprelu: weight of (L0 / k - 1)^2."""
+    sparsity_warm_up_steps: int | None = None
+    """Over which those two rise from 0."""
+    bandwidth: float | None = None
+    """jumprelu: width of the pseudo-derivative's kernel, in units of the scaled activations."""
+    threshold_init: float | None = None
+    """jumprelu: thresholds at the start, in the same units."""
+    threshold_lr: float | None = None
+    """jumprelu: peak learning rate of the thresholds' logarithms."""
+    threshold_decay: float | None = None
+    """batch_topk: decay of the running mean of thresholds."""
+    count_tolerance: float | None = None
+    """batch_topk: how inexact the number of active features in a batch may be, as a share."""
+    auxk_alpha: float | None = None
+    """Weight of AuxK, which revives dead features."""
+    k_aux: int | None = None
+    """Dead features in AuxK at a position."""
+    dead_after_tokens: int | None = None
+    """A feature is dead after so many positions without firing."""
+    group_fractions: tuple[float, ...] = ()
+    """Matryoshka: shares of the features in each nested group; none: no nesting."""
+    center: Literal["mean", "geometric_median", "none"] | None = None
+    """What is subtracted from activations."""
+    scale: bool | None = None
+    """Divide activations by the root mean square of a coordinate."""
+    loss: Literal["fvu", "mse"] | None = None
+    """Squared error as a share of variance, or per position."""
+    init: Literal["tied", "kaiming"] | None = None
+    """Encoder as the decoder's transpose, or both independent."""
+    max_norm: float | None = None
+    """Leave out positions whose norm exceeds this multiple of the median."""
+    splice_clips: int = 32
+    """Held-out clips on which the model runs with the SAE spliced in; 0: none."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where training curves go besides train.jsonl and train.png."""
 
 
 @dataclass(frozen=True)
@@ -139,19 +197,39 @@ def from_record(cls: type, record: Any, where: str) -> Any:
 
 
 def _convert(field_: dataclasses.Field, value: Any, where: str) -> Any:
-    default = field_.default if field_.default is not dataclasses.MISSING else field_.default_factory()
-    if dataclasses.is_dataclass(default):
-        return from_record(type(default), value, where)
-    if isinstance(default, Path) or field_.name == "audio":
-        return None if value is None else Path(value)
-    if isinstance(default, tuple):
-        if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
-            raise MusaeError(f"{where} must be a list of whole numbers, not {value!r}")
-        return tuple(value)
-    accepted = (int, float) if isinstance(default, float) else type(default)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and not isinstance(default, bool)):
-        raise MusaeError(f"{where} must be {type(default).__name__}, not {value!r}")
-    return float(value) if isinstance(default, float) else value
+    hint = field_.type
+    if type(None) in get_args(hint):  # X | None
+        if value is None:
+            return None
+        hint = get_args(hint)[0]
+    if dataclasses.is_dataclass(hint):
+        return from_record(hint, value, where)
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise MusaeError(f"{where} must be one of {', '.join(get_args(hint))}, not {value!r}")
+        return value
+    if get_origin(hint) is tuple:
+        item = get_args(hint)[0]
+        if get_origin(item) is Literal:
+            if not isinstance(value, list) or not all(one in get_args(item) for one in value):
+                raise MusaeError(f"{where} must be a list of {' or '.join(get_args(item))}, not {value!r}")
+            return tuple(value)
+        if not isinstance(value, list) or not all(_is_a(one, item) for one in value):
+            kind = "whole numbers" if item is int else "numbers"
+            raise MusaeError(f"{where} must be a list of {kind}, not {value!r}")
+        return tuple(item(one) for one in value)
+    if not _is_a(value, hint):
+        raise MusaeError(f"{where} must be {hint.__name__}, not {value!r}")
+    return hint(value)
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Whether a value of JSON or YAML can stand for one of this type: a whole number for a float, nothing else."""
+    if isinstance(value, bool) != (kind is bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def read_yaml(cls: type, path: str | Path) -> Any:

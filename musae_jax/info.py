@@ -76,6 +76,8 @@ def doctor() -> str:
     lines += [f"device {device.platform} {device.device_kind}" for device in jax.devices()]
     font = find_soundfont()
     lines.append(f"soundfont {font.name}" if font else "no soundfont: `pip install pretty_midi` brings one")
+    if importlib.util.find_spec("libtpu") is None:
+        lines.append("libtpu (optional, for `musae bench pod`) is missing: `pip install libtpu`")
     if importlib.util.find_spec("tinysoundfont") is None:
         lines.append("tinysoundfont (optional) is missing: `pip install --no-deps tinysoundfont`")
     return "\n".join(lines)

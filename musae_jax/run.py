@@ -32,14 +32,18 @@ from musae_jax.labels.descriptors import describe_clips, name_by_descriptors
 from musae_jax.labels.naming import Truth
 from musae_jax.labels.truth import gather_truth, measure_truth, name_by_truth, summarise_table, truth_table
 from musae_jax.models.checkpoints import load_musicgen
-from musae_jax.models.musicgen import MusicGen, random_musicgen
+from musae_jax.models.musicgen import MusicGen, encode_audio, random_musicgen
 from musae_jax.places import Place, inside, open_place
 from musae_jax.pocket import JUDGE
-from musae_jax.sae.batch_topk import BatchTopKConfig
+from musae_jax.sae.curves import write_training_picture
 from musae_jax.sae.formats import load_sae, save_maximum
-from musae_jax.sae.train import train_sae
+from musae_jax.sae.mirror import mirror_logs
+from musae_jax.sae.parallel import first_process
+from musae_jax.sae.recipes import recipe_name, train_recipe
+from musae_jax.sae.train import train_saes
 from musae_jax.steering.effects import EffectsConfig, choose_targets, measure_effects
 from musae_jax.validation.judge import judge_rows, load_judge
+from musae_jax.validation.splice import splice_folder
 
 Progress = Callable[[int, int, str], None]
 CONTROL = "random-weights"  # ends the name of everything made from the same architecture untrained
@@ -78,7 +82,7 @@ class Run:
     @property
     def name(self) -> str:
         """The SAE's folder name."""
-        return f"batchtopk-{self.config.train.d_sae}-k{self.config.train.k}"
+        return recipe_name(self.config.train)
 
     def sae_folder(self, layer: int, control: bool = False) -> Path:
         return self.folder / "sae" / hook_name(layer) / (f"{self.name}-{CONTROL}" if control else self.name)
@@ -112,6 +116,15 @@ class Run:
     @functools.cached_property
     def _live_control(self) -> dict[int, LiveActivations]:
         return live_activations(**self.harvest_options(control=True))
+
+    def codes(self, clips: Sequence[str]) -> np.ndarray:
+        """Codes int32 [n, K, T] of some clips; the control's are the same, as is its codec."""
+        size, codes = self.config.harvest.batch_size, []
+        for start in range(0, len(clips), size):
+            part = clips[start : start + size]
+            audio = np.stack([self.audio(id) for id in (*part, *part[-1:] * (size - len(part)))])  # one shape
+            codes.append(np.asarray(encode_audio(self.model.config, self.model.params, audio))[: len(part)])
+        return np.concatenate(codes)
 
     def audio(self, clip: str) -> np.ndarray:
         """Sound [S] of a clip at the model's rate."""
@@ -159,12 +172,22 @@ def harvest_stage(run: Run, progress: Progress | None = None) -> None:
 def train_stage(run: Run, progress: Progress | None = None) -> None:
     """One SAE a layer, trained on the label half and measured on the other; the control likewise."""
     held_out = [id for id, half in run.halves.items() if half == "score"]
-    c = run.config.train
+    c, record = run.config.train, to_record(run.config)
+    codes = run.codes(sorted(held_out)[: c.splice_clips]) if c.splice_clips and held_out else None
     for control in (False, True)[: 1 + run.config.harvest.control]:
         for layer in run.layers:
             store = run.store(layer, control)
-            recipe = BatchTopKConfig(store.d_in, c.d_sae, c.k, c.steps, c.batch_size, seed=run.config.seed)
-            train_sae(store, recipe, run.sae_folder(layer, control), held_out, progress=progress)
+            recipe = train_recipe(c, store.d_in, run.config.seed)
+            folder = run.sae_folder(layer, control)
+            options = {"drop_start": c.drop_start, "seed": run.config.seed, "model_parallel": c.model_parallel}
+            with mirror_logs(c.log if first_process() else (), [folder], record, progress) as watched:
+                train_saes(store, {folder: recipe}, held_out, **options, progress=watched)
+            if not first_process():
+                continue
+            write_training_picture(folder)
+            if codes is not None:
+                model = run.control_model if control else run.model
+                splice_folder(model, folder, layer, codes, run.config.harvest.batch_size, c.drop_start, progress)
 
 
 def features_stage(run: Run, progress: Progress | None = None) -> None:
@@ -287,10 +310,11 @@ def run_stage(run: Run, stage: str, progress: Progress | None = None) -> float:
     started = time.perf_counter()
     STAGES[stage](run, progress)
     seconds = round(time.perf_counter() - started, 2)
-    record = read_json(run.folder / "run.json")
-    record["stages"][stage] = {"seconds": seconds}
-    record["state"] = "finished" if set(record["stages"]) >= set(STAGES) else "begun"
-    write_json(run.folder / "run.json", record)
+    if first_process():
+        record = read_json(run.folder / "run.json")
+        record["stages"][stage] = {"seconds": seconds}
+        record["state"] = "finished" if set(record["stages"]) >= set(STAGES) else "begun"
+        write_json(run.folder / "run.json", record)
     return seconds
 
 

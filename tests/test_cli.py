@@ -53,7 +53,8 @@ def test_unknown_verbs_and_flags(capsys, tmp_path):
 
 def test_a_config_survives_its_record_and_its_file(tmp_path):
     config = RunConfig(train=TrainConfig(k=7), seed=3)
-    assert from_record(RunConfig, json.loads(json.dumps(to_record(config))), "record") == config
+    for one in (config, RunConfig(train=TrainConfig(log=("wandb", "tensorboard")))):
+        assert from_record(RunConfig, json.loads(json.dumps(to_record(one))), "record") == one
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"train": {"k": 7}, "seed": 3}))
     assert read_yaml(RunConfig, tmp_path / "c.yaml") == config
     assert cli.parse("run", ["--config", str(tmp_path / "c.yaml"), "--train.k", "9"]).train.k == 9  # flags win
@@ -64,6 +65,7 @@ def test_a_config_survives_its_record_and_its_file(tmp_path):
     [
         ("trian: {}", "'trian', which is unknown"),
         ("seed: much", "seed, must be int"),
+        ("train: {log: [wandb, mlflow]}", "log, must be a list of tensorboard or wandb, not .'wandb', 'mlflow'."),
         ("[1]", "must hold"),
         ("a: [", "not a YAML"),
     ],

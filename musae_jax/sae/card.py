@@ -21,6 +21,8 @@ _MEASURES = {
     "l0": "active features per token",
     "dead_share": "share of features that never fire",
     "l2_ratio": "norm of the reconstruction over that of the input",
+    "ce_loss_score": "cross-entropy kept with the reconstruction in the model, of what zero there would cost",
+    "kl_div_with_sae": "KL from the model's predictions to those with the reconstruction, nats a code",
 }
 
 
@@ -90,8 +92,8 @@ def _table(metrics: dict[str, Any] | None, control: dict[str, Any] | None) -> st
         "|---|---|---|",
     ]
     for name, meaning in _MEASURES.items():
-        if name in metrics:
-            beside = f"{control[name]:.4g}" if control and name in control else "–"
+        if metrics.get(name) is not None:
+            beside = f"{control[name]:.4g}" if control and control.get(name) is not None else "–"
             lines.append(f"| {name}: {meaning} | {metrics[name]:.4g} | {beside} |")
     return "\n".join(lines)
 

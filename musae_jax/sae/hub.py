@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from musae_jax.errors import MusaeError
-from musae_jax.files import read_json
 from musae_jax.models.checkpoints import HUB_ID
 from musae_jax.sae import dictionary_learning, saelens, sparsify
 from musae_jax.sae.card import CONTROL, model_card
+from musae_jax.sae.curves import PICTURE
 from musae_jax.sae.formats import MAXIMUM, load_sae, save_sae
 from musae_jax.sae.golden import GOLDEN
 from musae_jax.sae.sae import SAE
-from musae_jax.sae.saebench import METRICS, SAEBENCH, write_saebench
+from musae_jax.sae.saebench import METRICS, SAEBENCH, SPLICE, read_measures, write_saebench
 
 CARD = "README.md"
-_PUSHED = (saelens.WEIGHTS, GOLDEN, MAXIMUM, METRICS, SAEBENCH, "train.jsonl")
+_PUSHED = (saelens.WEIGHTS, GOLDEN, MAXIMUM, METRICS, SPLICE, SAEBENCH, "train.jsonl", PICTURE)
 _PULLED = (
     *(saelens.CONFIG, saelens.WEIGHTS, saelens.SCALER, saelens.WHITENING, GOLDEN, MAXIMUM, METRICS),
     *(sparsify.WEIGHTS, dictionary_learning.CONFIG, dictionary_learning.WEIGHTS),
@@ -146,10 +146,9 @@ def _join(subfolder: str, name: str) -> str:
 
 
 def _measures(folder: Path) -> dict[str, Any]:
-    """metrics.json of the SAE, and of its control in the folder beside it, where there are such."""
-    control = folder.with_name(f"{folder.name}-{CONTROL}") / METRICS
-    found = {"metrics": folder / METRICS, "control": control}
-    return {name: read_json(path) for name, path in found.items() if path.exists()}
+    """What was measured of the SAE, and of its control in the folder beside it, where there are such."""
+    found = {"metrics": folder, "control": folder.with_name(f"{folder.name}-{CONTROL}")}
+    return {name: read_measures(where) for name, where in found.items() if (where / METRICS).exists()}
 
 
 def _ask(what: str, advice: str, call: Any) -> Any:

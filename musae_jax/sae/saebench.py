@@ -16,7 +16,7 @@ from musae_jax.disk import disk_errors
 from musae_jax.files import read_json, write_json
 from musae_jax.sae.sae import SAE
 
-METRICS, SAEBENCH = "metrics.json", "saebench_core.json"
+METRICS, SPLICE, SAEBENCH = "metrics.json", "splice.json", "saebench_core.json"
 MAX_PAIRS_OF = 2**16  # features up to which all pairs are compared
 _BLOCK = 1024
 
@@ -101,9 +101,12 @@ def saebench_core(sae: SAE, metrics: dict[str, Any], name: str = "", release: st
 
 
 def write_saebench(folder: str | Path, sae: SAE, out: str | Path | None = None) -> Path | None:
-    """Writes saebench_core.json beside the metrics.json of an SAE's folder, or to `out`; None without measures."""
+    """Writes saebench_core.json beside the metrics.json of an SAE's folder, or to `out`; None without measures.
+
+    With a splice.json there too (see `validation.splice`) nothing is left unmeasured.
+    """
     folder = Path(folder)
-    metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else None
+    metrics = read_measures(folder) if (folder / METRICS).exists() else None
     if not isinstance(metrics, dict) or not {"fvu", "l0", "dead_share", "tokens"} <= set(metrics):
         return None
     when = int((folder / METRICS).stat().st_mtime * 1000)
@@ -112,6 +115,12 @@ def write_saebench(folder: str | Path, sae: SAE, out: str | Path | None = None) 
     with disk_errors(path):
         write_json(path, core)
     return path
+
+
+def read_measures(folder: Path) -> Any:
+    """metrics.json of an SAE's folder, and what splice.json beside it calls by SAEBench's names."""
+    metrics = read_json(folder / METRICS)
+    return metrics | read_json(folder / SPLICE)["saebench"] if (folder / SPLICE).exists() else metrics
 
 
 def _mean_largest_cosine(rows: np.ndarray) -> float | None:

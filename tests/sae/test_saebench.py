@@ -130,6 +130,10 @@ def test_it_is_written_beside_the_metrics(measured, tmp_path):
     core = json.loads(path.read_text())
     assert core["sae_lens_id"] == tmp_path.name
     assert core["eval_result_metrics"]["sparsity"]["l0"] == metrics["l0"]
+    (tmp_path / "splice.json").write_text(json.dumps({"saebench": dict.fromkeys(SPLICED, 0.25)}))
+    core = json.loads(write_saebench(tmp_path, sae).read_text())
+    assert core["eval_result_unstructured"]["not_measured"] == []
+    assert core["eval_result_metrics"]["model_performance_preservation"]["ce_loss_score"] == 0.25
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,0 +1,56 @@
+"""The rows that benches write: one figure each, beside a peer's where there is one."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.stats
+
+
+def bench_row(
+    name: str,
+    config: dict[str, Any],
+    ours: float | Sequence[float],
+    unit: str,
+    peer: float | None = None,
+    peer_name: str | None = None,
+    more_is_better: bool = True,
+) -> dict[str, Any]:
+    """{name, config, device, dtype, ours, peer, peer_name, unit, ratio}; ratio > 1 means we are better.
+
+    Of several values `ours` is the mean, and two fields more, `values` and `interval`, hold them and the 95 % interval
+    of their mean (Student's t).
+    """
+    values = np.atleast_1d(np.asarray(ours, np.float64))
+    mean, device = float(values.mean()), jax.devices()[0]
+    ratio = None
+    if peer and mean:
+        ratio = mean / peer if more_is_better else peer / mean
+    row = {
+        "name": name,
+        "config": config,
+        "device": f"{device.platform} ({device.device_kind})",
+        "dtype": "float32",
+        "ours": mean,
+        "peer": peer,
+        "peer_name": peer_name,
+        "unit": unit,
+        "ratio": ratio,
+    }
+    if len(values) > 1:
+        half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+        row |= {"values": values.tolist(), "interval": [mean - half, mean + half]}
+    return row
+
+
+def bench_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as lines that fit a terminal."""
+    lines, width = [], max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        spread = f" ± {(row['interval'][1] - row['interval'][0]) / 2:.3f}" if "interval" in row else ""
+        ours = f"{row['ours']:.3f}{spread}"
+        line = f"{row['name']:<{width}}  {ours:<15}  {row['unit']}"
+        lines.append(line if row["peer"] is None else f"{line:<{width + 37}}  {row['peer_name']}: {row['peer']:.3f}")
+    return "\n".join(lines)
