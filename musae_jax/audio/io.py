@@ -10,6 +10,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from musae_jax.audio.ogg import with_serial
 from musae_jax.disk import disk_errors
 from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_path
@@ -104,8 +105,11 @@ def write_audio(path: str | Path, audio: np.ndarray, sampling_rate: int) -> None
     with soundfile.SoundFile(encoded, "w", sampling_rate, 1, subtype, format=format) as file:
         for first in range(0, len(audio), BLOCK):  # long single writes overflow the stack of the Vorbis encoder
             file.write(audio[first : first + BLOCK])
+    data = encoded.getvalue()
+    if format == "OGG":
+        data = with_serial(data)  # the same sound, the same file
     with disk_errors(path), atomic_path(path) as temporary:
-        temporary.write_bytes(encoded.getbuffer())
+        temporary.write_bytes(data)
 
 
 def _opened(path: Path) -> soundfile.SoundFile:
