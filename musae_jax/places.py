@@ -15,7 +15,6 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from musae_jax.disk import disk_errors
 from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_path
 
@@ -103,7 +102,7 @@ def write_bytes(place: Place, name: str, data: bytes) -> None:
     """
     path = f"{place.root}/{name}"
     if place.system is None:
-        with disk_errors(path), atomic_path(path) as temporary:
+        with atomic_path(path) as temporary:
             temporary.write_bytes(data)
         return
     try:

@@ -11,7 +11,6 @@ import soundfile
 import soxr
 
 from musae_jax.audio.ogg import with_serial
-from musae_jax.disk import disk_errors
 from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_path
 
@@ -108,7 +107,7 @@ def write_audio(path: str | Path, audio: np.ndarray, sampling_rate: int) -> None
     data = encoded.getvalue()
     if format == "OGG":
         data = with_serial(data)  # the same sound, the same file
-    with disk_errors(path), atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from musae_jax.disk import disk_errors
 from musae_jax.errors import MusaeError
 from musae_jax.files import read_json, write_json
 from musae_jax.models.checkpoints import HUB_ID
@@ -67,8 +66,7 @@ def save_sae(folder: str | Path, sae: SAE, golden: Any = None) -> None:
     write_tensors(folder / GOLDEN, golden_triple(config, params, golden))
     if sae.maximum is not None:
         save_maximum(folder, sae.maximum)
-    with disk_errors(folder / CONFIG):
-        write_json(folder / CONFIG, record)
+    write_json(folder / CONFIG, record)
 
 
 def save_maximum(folder: str | Path, maximum: Any) -> None:

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musae_jax.disk import disk_errors
 from musae_jax.files import read_json, write_json
 from musae_jax.sae.sae import SAE
 
@@ -112,8 +111,7 @@ def write_saebench(folder: str | Path, sae: SAE, out: str | Path | None = None) 
     when = int((folder / METRICS).stat().st_mtime * 1000)
     path = Path(out) if out else folder / SAEBENCH
     core = saebench_core(sae, metrics, folder.name, sae.config.hook, when)
-    with disk_errors(path):
-        write_json(path, core)
+    write_json(path, core)
     return path
 
 

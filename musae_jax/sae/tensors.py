@@ -9,7 +9,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from musae_jax.disk import disk_errors
 from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_path
 from musae_jax.sae.sae import SAEConfig
@@ -45,7 +44,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes tensors as safetensors, atomically."""
     data = safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
-    with disk_errors(path), atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 

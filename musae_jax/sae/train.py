@@ -16,9 +16,8 @@ from musae_jax.activations.batches import Batches
 from musae_jax.activations.source import Activations
 from musae_jax.activations.store import names_sha256
 from musae_jax.checkpoint import TrainingCheckpoints
-from musae_jax.disk import disk_errors
 from musae_jax.errors import MusaeError
-from musae_jax.files import read_json, read_json_lines, write_json, write_json_lines
+from musae_jax.files import disk_errors, read_json, read_json_lines, write_json, write_json_lines
 from musae_jax.sae.formats import load_sae, save_sae
 from musae_jax.sae.metrics import evaluate
 from musae_jax.sae.normalisation import normalisation
@@ -103,8 +102,7 @@ def train_saes(
         calls = [sharded_steps(mesh, recipe, state) for (recipe, _), state in zip(groups, states)]
         for out in outs if first_process() else ():
             rows = [row for row in read_json_lines(out / LOG) if row["step"] <= step] if (out / LOG).exists() else []
-            with disk_errors(out / LOG):
-                write_json_lines(out / LOG, rows)
+            write_json_lines(out / LOG, rows)
         pending: list[list[dict[str, jax.Array]]] = [[] for _ in groups]
         while step < steps:
             # Calls end where rows of the log do, and checkpoints too: a resumed run makes the very same calls.
@@ -314,5 +312,4 @@ def _measure(out: Path, store: Activations, recipe: Recipe, state: TrainState, r
         "center_norm": float(np.linalg.norm(np.asarray(state.center, np.float64))),
         "scale": float(state.scale),
     }
-    with disk_errors(out / METRICS):
-        write_json(out / METRICS, {**measures, "held_out": clips is not None, "training": training, "record": record})
+    write_json(out / METRICS, {**measures, "held_out": clips is not None, "training": training, "record": record})
