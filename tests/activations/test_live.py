@@ -14,7 +14,7 @@ from musae_jax.activations.live import live_activations
 from musae_jax.audio.clips import open_clips
 from musae_jax.errors import MusaeError
 from musae_jax.sae.batch_topk import BatchTopKConfig
-from musae_jax.sae.train import train_sae
+from musae_jax.sae.train import train_saes
 
 SHARD = 3 * 4 * 51 * 12  # three clips, so that seven clips are three shards
 LAYERS = (0, 2)
@@ -118,7 +118,8 @@ def test_what_cannot_be_streamed_is_one_sentence(music, tmp_path):
 def train(music, out, progress=None):
     held_out = [id for id, half in live(music)[2].split.items() if half == "score"]
     config = BatchTopKConfig(d_in=12, d_sae=24, k=3, steps=40, batch_size=32)
-    return train_sae(live(music)[2], config, out, held_out, buffer_mb=0, log_every=5, save_every=10, progress=progress)
+    options = {"buffer_mb": 0, "log_every": 5, "save_every": 10, "progress": progress}
+    return train_saes(live(music)[2], {out: config}, held_out, **options)
 
 
 PROGRAM = """
