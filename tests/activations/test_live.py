@@ -109,7 +109,7 @@ def test_what_cannot_be_streamed_is_one_sentence(music, tmp_path):
         live(music, (3,))
     source = live(music)[2]
     with pytest.raises(MusaeError, match=r"the live stream of tiny at blocks\.2\.resid_post has width 12"):
-        train_sae(source, BatchTopKConfig(d_in=7, d_sae=16, k=2, steps=1, batch_size=8), tmp_path / "sae")
+        train_saes(source, {tmp_path / "sae": BatchTopKConfig(d_in=7, d_sae=16, k=2, steps=1, batch_size=8)})
     other = live_activations(tiny.model(1), music, LAYERS, tiny.SECONDS, batch_size=2, shard_bytes=SHARD)[2]
     with pytest.raises(MusaeError, match="other activations"):
         Batches(source, 8).restore(Batches(other, 8).state())
