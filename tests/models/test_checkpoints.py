@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
-import torch
 from safetensors.numpy import load_file, save_file
 
 from musae_jax.errors import MusaeError
 from musae_jax.models.checkpoints import CONFIG, INDEX, WEIGHTS, load_musicgen, save_musicgen
 from musae_jax.models.musicgen import encode_text, forward
+
+torch = pytest.importorskip("torch")
 
 IDS = np.array([[5, 9, 3, 22, 8, 41, 7, 1], [12, 30, 1, 0, 0, 0, 0, 0]])
 

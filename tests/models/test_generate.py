@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from musae_jax.errors import MusaeError
 from musae_jax.models import generate as module
@@ -15,6 +14,8 @@ from musae_jax.models.delay import apply_delay
 from musae_jax.models.edits import Edits, FunctionEdit
 from musae_jax.models.generate import generate, generate_stream, lookahead_frames, sample
 from musae_jax.models.musicgen import decode_codes, encode_text, forward
+
+torch = pytest.importorskip("torch")
 
 IDS = np.array([[5, 9, 3, 22, 8, 41, 7, 1], [12, 30, 1, 0, 0, 0, 0, 0], [49, 1, 0, 0, 0, 0, 0, 0]])
 KEY = jax.random.key(3)

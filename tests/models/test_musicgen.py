@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from musae_jax.errors import MusaeError
 from musae_jax.models.decoder import TextStates
 from musae_jax.models.delay import apply_delay, codebook_delays, delayed_targets, undo_delay
 from musae_jax.models.edits import Edits, FunctionEdit
 from musae_jax.models.musicgen import decode_codes, encode_audio, encode_text, forward, random_musicgen
+
+torch = pytest.importorskip("torch")
 
 SIZES = ("even", "odd", "stereo")
 IDS = np.array([[5, 9, 3, 22, 8, 41, 7, 1], [12, 30, 1, 0, 0, 0, 0, 0], [49, 1, 0, 0, 0, 0, 0, 0]])
