@@ -177,6 +177,8 @@ def run_verb(config: RunConfig) -> str:
         with progress_bar(stage, console) as progress:
             seconds = run_stage(run, stage, progress)
         console.print(f"{stage:<10} {seconds:.1f} s")
+        if stage == "harvest" and config.audio is not None:
+            console.print(run.clips.summary(), markup=False, soft_wrap=True)
     return f"The report: {(run.folder / 'report' / 'index.html').absolute()}"
 
 

@@ -80,7 +80,7 @@ def open_clips(folder: str | Path, seconds: float = 10.0, progress: Progress | N
     the file is only that; a file shorter than 0.5 s is skipped; a shorter clip is padded with zeros when it is loaded.
 
     Raises:
-      MusaeError: no such folder, no sound file in it, none that can be read, or a malformed manifest.
+      MusaeError: no such folder, no sound file in it, none that can be read, only silence, or a malformed manifest.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -103,6 +103,8 @@ def open_clips(folder: str | Path, seconds: float = 10.0, progress: Progress | N
     if not clips:
         more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
         raise MusaeError(f"no file in {folder} can be used: {skipped[0][1]}{more}")
+    if len(silent) == len(sources) - len(skipped):
+        raise MusaeError(f"every file in {folder} that can be read is silent; give a folder of music")
     twice = [id for id, count in Counter(clip.id for clip in clips).items() if count > 1]
     if twice:
         raise MusaeError(f"{folder / MANIFEST} uses the id {twice[0]!r} more than once; ids must be unique")

@@ -68,6 +68,12 @@ def test_a_folder_without_usable_sound_is_refused(tmp_path):
         open_clips(tmp_path)
 
 
+def test_a_folder_of_silence_is_refused(tmp_path):
+    soundfile.write(tmp_path / "quiet.wav", np.zeros(2 * RATE), RATE)
+    with pytest.raises(MusaeError, match="that can be read is silent"):
+        open_clips(tmp_path, 2.0)
+
+
 def test_names_that_meet_as_slugs_stay_apart(tmp_path):
     for name in ("a b.wav", "a_b.wav", "a_b.flac", "élan.wav"):
         ramp(tmp_path / name, 1.0) if name.endswith("wav") else soundfile.write(tmp_path / name, np.zeros(RATE), RATE)
