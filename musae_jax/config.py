@@ -14,7 +14,7 @@ from musae_jax.errors import MusaeError
 class ComposeConfig:
     """Composed music whose concepts are known."""
 
-    clips: int = 200
+    clips: int = 400
     """How many clips to compose."""
     seed: int = 0
     """Clips of different seeds never repeat each other."""
@@ -50,7 +50,7 @@ class TrainConfig:
     """Features."""
     k: int = 32
     """Features active at a position, on average; relu and gated have l1_coefficient instead."""
-    steps: int = 1500
+    steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 2048
     """Positions in a step."""
