@@ -8,15 +8,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
-from rich.console import Console
 
+from musae_jax.bench.verbs import BENCHES
 from musae_jax.config import ComposeConfig, RunConfig, read_yaml
 from musae_jax.errors import MusaeError
-
-console = Console(stderr=True, highlight=False)
+from musae_jax.verb import Verb, console
 
 
 @dataclass(frozen=True)
@@ -126,45 +125,6 @@ class TrainPocketFlags:
     """Composed clips of ten seconds to train on."""
 
 
-@dataclass(frozen=True)
-class PodFlags:
-    """The training step that `musae bench pod` compiles."""
-
-    topology: str = "v5e:16x16"
-    """The slice, as in v5e:16x16, v5p:4x4x4, v6e:8x8 or v4:2x2x2."""
-    model_parallel: int = 8
-    """Chips that hold a share of the features each; all chips divided by this share the tokens."""
-    architecture: Literal["batch_topk", "topk", "jumprelu", "relu", "gated"] = "batch_topk"
-    """How features are chosen."""
-    d_in: int = 2048
-    """Width of the activations."""
-    d_sae: int = 65_536
-    """Features."""
-    k: int = 64
-    """Features active for a token."""
-    batch_size: int = 131_072
-    """Tokens in a step, on the whole slice."""
-
-
-@dataclass(frozen=True)
-class BenchFlags:
-    """Measures and prints a table; a control stands beside every figure."""
-
-    name: tyro.conf.Positional[Literal["pocket", "planted", "stability", "pod"]]
-    """pocket: what the pocket model has learned, on held-out music. planted: do SAEs find features that are known?
-    stability: how many of a run's features come back with another seed? pod: what the training step costs on a TPU
-    slice, by the TPU compiler, without a TPU."""
-    model: str = "pocket"
-    """pocket: the model to measure."""
-    run: Path | None = None
-    """stability: the run folder."""
-    seeds: int = 3
-    """planted, stability: SAEs of each kind."""
-    pod: tyro.conf.OmitArgPrefixes[PodFlags] = field(default_factory=PodFlags)
-    json: Path | None = None
-    """Also write the figures here."""
-
-
 def run_verb(config: RunConfig) -> str:
     from musae_jax.progress import progress_bar
     from musae_jax.run import STAGES, begin_run, is_done, run_stage
@@ -272,66 +232,6 @@ def doctor_verb(flags: DoctorFlags) -> str:
     return doctor()
 
 
-def bench_verb(flags: BenchFlags) -> str:
-    benches = {"pocket": bench_pocket, "planted": bench_rows, "stability": bench_rows, "pod": bench_pod}
-    return benches[flags.name](flags)
-
-
-def bench_rows(flags: BenchFlags) -> str:
-    """The benches that write rows."""
-    from musae_jax.bench.planted import PlantedBench, bench_planted
-    from musae_jax.bench.rows import bench_table
-    from musae_jax.bench.stability import bench_stability
-    from musae_jax.files import write_json
-    from musae_jax.progress import progress_bar
-    from musae_jax.run import open_run
-
-    if flags.name == "stability" and flags.run is None:
-        raise MusaeError("musae bench stability needs --run; give the folder of a run whose activations are there")
-    with progress_bar(flags.name, console) as progress:
-        if flags.name == "planted":
-            rows = bench_planted(PlantedBench(seeds=flags.seeds), progress)
-        else:
-            rows = bench_stability(open_run(flags.run), flags.seeds, progress)
-    if flags.json:
-        write_json(flags.json, rows)
-    return bench_table(rows)
-
-
-def bench_pod(flags: BenchFlags) -> str:
-    from musae_jax.bench.pod import measure_pod, pod_rows, pod_text
-    from musae_jax.files import write_json
-    from musae_jax.sae.recipes import RECIPES
-
-    pod = flags.pod
-    sparsity = {} if pod.architecture in ("relu", "gated") else {"k": pod.k}
-    recipe = RECIPES[pod.architecture](pod.d_in, pod.d_sae, batch_size=pod.batch_size, **sparsity)
-    figures = measure_pod(recipe, pod.topology, pod.model_parallel)
-    if flags.json:
-        write_json(flags.json, pod_rows(recipe, pod.topology, figures))
-    return pod_text(pod.topology, figures)
-
-
-def bench_pocket(flags: BenchFlags) -> str:
-    from musae_jax.bench.pocket import measure_pocket
-    from musae_jax.files import write_json
-    from musae_jax.models.checkpoints import load_musicgen
-    from musae_jax.progress import progress_bar
-
-    with progress_bar("measure", console) as progress:
-        figures = measure_pocket(load_musicgen(flags.model), progress=progress)
-    if flags.json:
-        write_json(flags.json, figures)
-
-    def shown(value: Any) -> str:
-        return " ".join(map(shown, value)) if isinstance(value, list) else f"{value:.3g}"
-
-    lines = []
-    for part, rows in figures.items():
-        lines += [part, *(f"  {name:<28} {shown(value)}" for name, value in rows.items())]
-    return "\n".join(lines)
-
-
 def train_pocket_verb(flags: TrainPocketFlags) -> str:
     from musae_jax.models.checkpoints import save_musicgen
     from musae_jax.pocket.codec import CodecTraining
@@ -353,15 +253,6 @@ def train_pocket_verb(flags: TrainPocketFlags) -> str:
     return str(flags.out)
 
 
-@dataclass(frozen=True)
-class Verb:
-    """What a verb takes, what it does, and its line in the list."""
-
-    flags: type
-    call: Callable[[Any], str]
-    help: str
-
-
 VERBS = {
     "run": Verb(RunConfig, run_verb, "the whole road; alone: the pocket model on composed music"),
     "compose": Verb(ComposeFlags, compose_verb, "render labelled music"),
@@ -375,13 +266,14 @@ VERBS = {
     "push": Verb(PushFlags, push_verb, "SAEs to the Hugging Face hub, with a card"),
     "info": Verb(InfoFlags, info_verb, "what a checkpoint, store, SAE or run is"),
     "doctor": Verb(DoctorFlags, doctor_verb, "versions, devices, what is missing"),
-    "bench": Verb(BenchFlags, bench_verb, "what was learned, on held-out music; what a step costs on a TPU slice"),
     "train-pocket": Verb(TrainPocketFlags, train_pocket_verb, "train the bundled model anew"),
+    **{f"bench {name}": verb for name, verb in BENCHES.items()},
 }
 
 
-def usage() -> str:
-    lines = [f"  musae {name:<13} {verb.help}" for name, verb in VERBS.items()]
+def usage(of: str = "") -> str:
+    """The verbs that begin with `of`, each in a line."""
+    lines = [f"  musae {name:<17} {verb.help}" for name, verb in VERBS.items() if name.startswith(of)]
     return "Finds, names, proves and steers the concepts a music generator has learned.\n\n" + "\n".join(
         [*lines, "", "`musae VERB --help` explains every flag; `--config FILE.yaml` reads them from a file."]
     )
@@ -403,14 +295,16 @@ def parse(name: str, arguments: list[str]) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if arguments else 2
-    name = arguments[0]
+    group = " ".join(arguments[:1]) if arguments[:1] == ["bench"] else ""
+    words = 2 if group else 1
+    if len(arguments) < words or arguments[words - 1] in ("-h", "--help"):
+        print(usage(group))
+        return 0 if "-h" in arguments or "--help" in arguments else 2
+    name = " ".join(arguments[:words])
     try:
         if name not in VERBS:
             raise MusaeError(f"{name!r} is not a verb of musae; the verbs are {', '.join(VERBS)}")
-        print(VERBS[name].call(parse(name, arguments[1:])))
+        print(VERBS[name].call(parse(name, arguments[words:])))
     except MusaeError as error:
         console.print(f"musae: {error}", style="red", markup=False, soft_wrap=True)
         return 2

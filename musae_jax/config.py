@@ -104,6 +104,8 @@ class TrainConfig:
     """Squared error as a share of variance, or per position."""
     init: Literal["tied", "kaiming"] | None = None
     """Encoder as the decoder's transpose, or both independent."""
+    sparse: bool | None = None
+    """Walk a list of the active features instead of multiplying by all; by default whichever is faster here."""
     max_norm: float | None = None
     """Leave out positions whose norm exceeds this multiple of the median."""
     splice_clips: int = 32

@@ -5,11 +5,13 @@ can be encoded.
 """
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from musae_jax.sae.products import list_above
 from musae_jax.sae.recipe import Knobs, Memory, Params, Recipe
 from musae_jax.sae.shards import most_over_tokens, over_tokens
 from musae_jax.sae.step import column_counts
@@ -28,6 +30,7 @@ class BatchTopKConfig(Recipe):
 
     architecture: ClassVar[str] = "batch_topk"
     rule: ClassVar[str] = "jumprelu"
+    lists: ClassVar[bool] = True
     traced: ClassVar[tuple[str, ...]] = (*Recipe.traced, "k")
 
     k: int = 32
@@ -45,15 +48,23 @@ class BatchTopKConfig(Recipe):
         return {name: jnp.array(0.0, jnp.float32) for name in ("threshold", "threshold_mean", "threshold_weight")}
 
     def activate(self, params: Params, pre: jax.Array, knobs: Knobs, memory: Memory, count: Any) -> Any:
+        memory = self._remember(pre, knobs, memory, count)
+        return jnp.where(pre > memory["threshold"], pre, 0.0), memory  # it is never negative: this is a ReLU too
+
+    def choose(self, pre: jax.Array, knobs: Knobs, memory: Memory, count: Any) -> Any:
+        memory = self._remember(pre, knobs, memory, count)
+        total = math.ceil(self.k * len(pre) * (1 + self.count_tolerance)) + 1
+        return list_above(pre, memory["threshold"], total), memory
+
+    def _remember(self, pre: jax.Array, knobs: Knobs, memory: Memory, count: Any) -> Memory:
         goal = jnp.round(knobs["k"] * count).astype(jnp.int32)
         threshold = batch_threshold(jax.lax.stop_gradient(pre), goal, memory["threshold"], self.count_tolerance)
         decay = self.threshold_decay_used
-        memory = {
+        return {
             "threshold": threshold,
             "threshold_mean": decay * memory["threshold_mean"] + (1 - decay) * threshold,
             "threshold_weight": decay * memory["threshold_weight"] + (1 - decay),
         }
-        return jnp.where(pre > threshold, pre, 0.0), memory  # the threshold is never negative: this is a ReLU too
 
     def report(self, params: Params, memory: Memory) -> dict[str, jax.Array]:
         return {"threshold": memory["threshold"]}

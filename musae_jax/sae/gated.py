@@ -42,8 +42,8 @@ class GatedConfig(Recipe):
 
     def penalty(self, params: Params, tokens: Tokens, pre: jax.Array, f: jax.Array, knobs: Knobs) -> Any:
         gate = jax.nn.relu(pre)
-        W_dec_t, b_dec = (jax.lax.stop_gradient(params[name]) for name in ("W_dec_t", "b_dec"))
-        error = tokens.x - (gate @ W_dec_t.T + b_dec)
+        W_dec, b_dec = (jax.lax.stop_gradient(params[name]) for name in ("W_dec", "b_dec"))
+        error = tokens.x - (gate @ W_dec + b_dec)
         if tokens.keep is not None:
             error = error * tokens.keep[:, None]
         return over_tokens(jnp.sum(error**2)) / tokens.total + l1_penalty(self, gate, tokens, knobs)

@@ -1,7 +1,7 @@
 """One training step on many devices: how the state and the batch lie on a mesh, and the same step jitted for it.
 
 The mesh has the axes `data`, over which the tokens of a batch are cut, and `model`, over which the features are: every
-array [..., F] (encoder, decoder, Adam's moments, idle, what an architecture keeps per feature). What has no F is on
+array [F, ...] (encoder, decoder, Adam's moments, idle, what an architecture keeps per feature). What has no F is on
 every device. XLA inserts the sums; it never gathers the features (`shards`). Where a mesh may be None, that stands for
 one device. Processes that `jax.distributed` has joined make one mesh: all of them draw the same batches, and each puts
 its own rows on its devices.
@@ -21,7 +21,7 @@ from musae_jax.sae.recipe import Recipe
 from musae_jax.sae.shards import DATA, MODEL, piece_size
 from musae_jax.sae.step import TrainState, train_steps, update, updates
 
-WHOLE = ("b_dec", "center")  # the arrays [D]; every other one that is no number of its own ends in F
+WHOLE = ("b_dec", "center")  # the arrays [D]; every other one that is no number of its own begins with F
 PIECES = 16  # of a device's features in Matryoshka: each takes as much memory as the tokens do
 
 Steps = Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
@@ -91,7 +91,7 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
         name = getattr(path[-1], "key", getattr(path[-1], "name", None))
         if len(leaf.shape) == lead or name in WHOLE:
             return NamedSharding(mesh, P())
-        return NamedSharding(mesh, P(*(None,) * (len(leaf.shape) - 1), MODEL))
+        return NamedSharding(mesh, P(*(None,) * lead, MODEL))
 
     return jax.tree_util.tree_map_with_path(of_leaf, state)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from musae_jax.errors import MusaeError
+from musae_jax.sae.products import a_list_pays
 from musae_jax.sae.shards import over_tokens
 
 Params = dict[str, jax.Array]
@@ -61,12 +62,15 @@ class Recipe:
         scale of activations) or its tokens ("mse").
       init: "tied": random unit decoder rows and the encoder their transpose; "kaiming": both uniform and independent,
         the decoder's rows then made unit.
+      sparse: whether decoding and gradients walk a list of the active latents instead of multiplying by all of them;
+        None: whichever is faster here. The numbers are the same but for rounding.
       max_norm: tokens whose norm exceeds this multiple of the batch's median norm take no part; None: all do.
       seed: of the weights.
     """
 
     architecture: ClassVar[str]
     rule: ClassVar[str]  # of `SAEConfig.architecture`
+    lists: ClassVar[bool] = False  # whether few latents are active, and `choose` can list them
     traced: ClassVar[tuple[str, ...]] = ("lr", "auxk_alpha", "l1_coefficient")  # fields that are arrays in the step
 
     d_in: int
@@ -91,6 +95,7 @@ class Recipe:
     scale: bool = True
     loss: Literal["fvu", "mse"] = "fvu"
     init: Literal["tied", "kaiming"] = "tied"
+    sparse: bool | None = None
     max_norm: float | None = None
     seed: int = 0
 
@@ -110,6 +115,10 @@ class Recipe:
         ):
             if getattr(self, name) not in known:
                 raise MusaeError(f"{name} of the SAE is {getattr(self, name)!r}, but it must be {' or '.join(known)}")
+        if self.sparse and not self.lists:
+            raise MusaeError(
+                f"sparse is set, but a {self.architecture} SAE does not limit its active latents; leave it out"
+            )
         if self.max_norm is not None and self.max_norm <= 1:
             raise MusaeError(f"max_norm of the SAE is {self.max_norm}, but it must be more than 1, the median norm")
         object.__setattr__(self, "group_fractions", tuple(self.group_fractions))
@@ -128,6 +137,12 @@ class Recipe:
     @property
     def k_aux_used(self) -> int:
         return min(self.d_sae, self.k_aux if self.k_aux is not None else max(1, self.d_in // 2))
+
+    @property
+    def sparse_used(self) -> bool:
+        if self.sparse is not None:
+            return self.sparse
+        return self.lists and a_list_pays(self.d_sae, self.k)
 
     @property
     def dead_after_used(self) -> int:
@@ -171,7 +186,7 @@ class Recipe:
     # --- what an architecture adds ------------------------------------------------------------------------------------
 
     def extra_params(self) -> Params:
-        """Parameters besides W_enc, b_enc, W_dec_t and b_dec, at the start."""
+        """Parameters besides W_enc_t, b_enc, W_dec and b_dec, at the start."""
         return {}
 
     def memory(self) -> Memory:
@@ -185,8 +200,15 @@ class Recipe:
         """
         raise NotImplementedError
 
+    def choose(self, pre: jax.Array, knobs: Knobs, memory: Memory, count: Any) -> Any:
+        """(what `activate` keeps of p as a list `products.Active`, the new memory); asked for where `lists`."""
+        raise NotImplementedError
+
     def penalty(self, params: Params, tokens: Tokens, pre: jax.Array, f: jax.Array, knobs: Knobs) -> Any:
-        """What the loss holds besides reconstruction and AuxK; the coefficients in `knobs` have been warmed up."""
+        """What the loss holds besides reconstruction and AuxK; the coefficients in `knobs` have been warmed up.
+
+        Where `lists`, pre may be None, and f the activations that are not 0.
+        """
         return l1_penalty(self, f, tokens, knobs)
 
     def rate(self, name: str, knobs: Knobs) -> Any:

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from musae_jax.sae.products import decode
+
 DATA, MODEL = "data", "model"
 
 
@@ -84,8 +86,8 @@ def largest(values: jax.Array, k: int) -> jax.Array:
     return cut(of_one_device)(jax.lax.stop_gradient(values))
 
 
-def decode_groups(f: jax.Array, W_dec_t: jax.Array, ends: tuple[int, ...]) -> list[jax.Array]:
-    """f[:, a:b] @ W_dec_t[:, a:b].T [N, D] for the groups of latents that `ends` cuts; costs one decoding in all.
+def decode_groups(f: jax.Array, W_dec: jax.Array, ends: tuple[int, ...]) -> list[jax.Array]:
+    """f[:, a:b] @ W_dec[a:b] [N, D] for the groups of latents that `ends` cuts; costs one decoding in all.
 
     A slice across devices would move features between them, so there the latents are cut into equal pieces that lie on
     one device and in one group each, every piece is decoded where it is, and what travels is sums of pieces.
@@ -93,10 +95,10 @@ def decode_groups(f: jax.Array, W_dec_t: jax.Array, ends: tuple[int, ...]) -> li
     bounds = list(zip((0, *ends), ends))
     shards = model_shards()
     if shards == 1 or len(ends) == 1:
-        return [f[:, start:end] @ W_dec_t[:, start:end].T for start, end in bounds]
+        return [decode(f[:, start:end], W_dec[start:end]) for start, end in bounds]
     size = piece_size(f.shape[1], ends, shards)
-    f, W_dec_t = (array.reshape(array.shape[0], -1, size) for array in (f, W_dec_t))
-    pieces = jnp.einsum("ncs,dcs->cnd", f, W_dec_t)  # [C, N, D]
+    f, W_dec = f.reshape(len(f), -1, size), W_dec.reshape(-1, size, W_dec.shape[1])
+    pieces = jnp.einsum("ncs,csd->cnd", f, W_dec)  # [C, N, D]
     at = jnp.arange(pieces.shape[0])[:, None, None] * size
     return [jnp.sum(jnp.where((at >= start) & (at < end), pieces, 0.0), axis=0) for start, end in bounds]
 

@@ -1,7 +1,7 @@
 """One training step for every architecture: a pure `train_step(recipe, state, batch) -> (state, metrics)`.
 
 Everything is fp32. Inputs are centred and scaled by constants estimated once; `fold` moves them into the weights
-exactly. Decoder columns have norm 1 after every step and their gradient is projected accordingly. A step whose loss or
+exactly. Decoder rows have norm 1 after every step and their gradient is projected accordingly. A step whose loss or
 gradient is not finite changes nothing and is counted. Metrics are computed in the step and stay on the device.
 
 A state whose arrays have one more axis [G] in front holds a group of G SAEs that differ in their weights and in the
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from musae_jax.sae.products import Active, activations, decode, decode_list, encode
 from musae_jax.sae.recipe import NEVER, Knobs, Memory, Params, Recipe, Tokens
 from musae_jax.sae.sae import SAE, SAEConfig
 from musae_jax.sae.shards import all_tokens, decode_groups, largest, over_tokens, token_count
@@ -28,9 +29,9 @@ NO_TOKEN = -1e30  # a pre-activation below every threshold
 class TrainState:
     """All that changes in training; a pytree of arrays.
 
-    params: W_enc [D, F], b_enc [F], W_dec_t [D, F] with unit columns (the decoder transposed: so laid out, its gradient
-    is a matrix product that CPUs do twice as fast), b_dec [D], and the architecture's own; all in centred and scaled
-    units.  center [D], scale []: x' = (x − center) / scale.
+    params: W_enc_t [F, D] (the encoder transposed: both matrices have a row per latent), b_enc [F], W_dec [F, D] with
+    unit rows, b_dec [D], and the architecture's own; all in centred and scaled units.
+    center [D], scale []: x' = (x − center) / scale.
     knobs: the traced fields of the recipe, each [].  adam: optax state.  step []: batches seen.
     idle [F]: tokens since a latent last fired.  memory: the architecture's own.
     skipped []: batches left out because something was not finite.  filtered []: tokens left out for their norm.
@@ -50,16 +51,16 @@ class TrainState:
 
 def init_state(recipe: Recipe, key: jax.Array, center: Any = None, scale: Any = 1.0) -> TrainState:
     """Weights as `Recipe.init` says, no biases; `center` [D] and `scale` [] as estimated from the data."""
-    shape = (recipe.d_in, recipe.d_sae)
+    shape = (recipe.d_sae, recipe.d_in)
     if recipe.init == "tied":
-        W_dec_t = _unit_columns(jax.random.normal(key, shape))
-        W_enc = jnp.array(W_dec_t)
+        W_dec = _unit_rows(jax.random.normal(key, shape))
+        W_enc_t = jnp.array(W_dec)
     else:
         encoder_key, decoder_key = jax.random.split(key)
-        W_dec_t = _unit_columns(jax.random.uniform(decoder_key, shape, minval=-1.0))
-        # PyTorch takes the second axis for the fan-in, which here is F.
-        W_enc = jax.random.uniform(encoder_key, shape, minval=-1.0) * (6 / recipe.d_sae) ** 0.5
-    params = {"W_enc": W_enc, "b_enc": jnp.zeros(recipe.d_sae), "W_dec_t": W_dec_t, "b_dec": jnp.zeros(recipe.d_in)}
+        W_dec = _unit_rows(jax.random.uniform(decoder_key, shape, minval=-1.0))
+        # PyTorch takes the second axis of W_enc for the fan-in, which is F.
+        W_enc_t = jax.random.uniform(encoder_key, shape, minval=-1.0) * (6 / recipe.d_sae) ** 0.5
+    params = {"W_enc_t": W_enc_t, "b_enc": jnp.zeros(recipe.d_sae), "W_dec": W_dec, "b_dec": jnp.zeros(recipe.d_in)}
     params |= recipe.extra_params()
     # Every leaf is its own buffer: donation refuses one that appears twice.
     return TrainState(
@@ -95,10 +96,13 @@ def losses(
     memory: Memory,
     dead: jax.Array | None = None,
     keep: jax.Array | None = None,
+    active: Active | None = None,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Memory]]:
     """(loss, (parts, new memory)) of centred tokens x [N, D].
 
-    `dead` bool [F] (None: no AuxK); `keep` bool [N] (None: all tokens count; rows of x that do not must be 0).
+    `dead` bool [F] (None: no AuxK); `keep` bool [N] (None: all tokens count; rows of x that do not must be 0);
+    `active`: what the recipe's `choose` has listed of these tokens, with `memory` the new one (None: nothing is listed,
+    all is computed densely; the result is the same but for rounding).
 
     loss = reconstruction + penalty of the architecture + auxk_alpha · AuxK. Reconstruction: ‖x − x̂‖² over the batch,
     divided as `Recipe.loss` says; with Matryoshka groups its mean over the nested prefixes. AuxK: the k_aux largest
@@ -108,18 +112,31 @@ def losses(
     count = _count(x, keep)
     variance = _variance(x, keep)
     tokens = Tokens(x, keep, count, variance if recipe.loss == "fvu" else count)
-    # b_dec is moved out of the matmul so that its gradient sums over the batch before the matrix product, not after.
-    pre = x @ params["W_enc"] + (params["b_enc"] - params["b_dec"] @ params["W_enc"])  # [N, F]
-    if keep is not None:
-        pre = jnp.where(keep[:, None], pre, NO_TOKEN)
-    f, memory = recipe.activate(params, pre, knobs, memory, count)
-    errors = nested_errors(params, f, tokens, recipe.group_ends)
+    ends, W_dec = recipe.group_ends, params["W_dec"]
+    if active is None:
+        pre = preactivations(params, x, keep)  # [N, F]
+        f, memory = recipe.activate(params, pre, knobs, memory, count)
+        decoded = decode_groups(f, W_dec, ends)
+        fires = over_tokens(column_counts(f > 0))  # [F]
+    else:
+        pre = None
+        f = activations(x - params["b_dec"], params["W_enc_t"], params["b_enc"], active)  # [E]
+        group = jnp.searchsorted(jnp.array(ends), active.latent, side="right")
+        rows = len(ends) * len(x)
+        decoded = decode_list(rows, f, group * len(x) + active.token, active.latent, W_dec).reshape(-1, *x.shape)
+        fires = jnp.zeros(recipe.d_sae, jnp.int32).at[active.latent].add(f > 0)
+    errors = nested_errors(params, decoded, tokens)
     squares = [over_tokens(jnp.sum(error**2)) for error in errors]
     error = errors[-1]
     auxk = jnp.zeros(())
     if dead is not None:
-        auxk = _auxk(recipe, params, pre, dead, jax.lax.stop_gradient(error), keep)
-    fires = over_tokens(column_counts(f > 0))  # [F]
+        if active is not None:  # no more are dead than there is room for
+            room = auxk_room(recipe)
+            latents = jnp.nonzero(dead, size=room, fill_value=0)[0]
+            dead = jnp.arange(room) < dead.sum()
+            some = {name: params[name][latents] for name in ("W_enc_t", "b_enc")} | {"b_dec": params["b_dec"]}
+            pre, W_dec = preactivations(some, x, keep), W_dec[latents]
+        auxk = _auxk(recipe, pre, W_dec, dead, jax.lax.stop_gradient(error), keep)
     loss = sum(squares) / (len(squares) * tokens.total)
     loss = loss + recipe.penalty(params, tokens, pre, f, knobs)
     if recipe.auxk_alpha:
@@ -130,25 +147,39 @@ def losses(
     return loss, (parts, memory)
 
 
-def nested_errors(params: Params, f: jax.Array, tokens: Tokens, ends: tuple[int, ...]) -> list[jax.Array]:
-    """x − x̂ [N, D] of each nested prefix of the latents, 0 where a token does not count; costs one decoding in all."""
+def preactivations(params: Params, x: jax.Array, keep: jax.Array | None) -> jax.Array:
+    """p = (x − b_dec) W_enc + b_enc [N, F], hugely negative for tokens that do not count."""
+    # b_dec is moved out of the matmul so that its gradient sums over the batch before the matrix product, not after.
+    pre = encode(x, params["W_enc_t"]) + (params["b_enc"] - params["W_enc_t"] @ params["b_dec"])
+    return pre if keep is None else jnp.where(keep[:, None], pre, NO_TOKEN)
+
+
+def nested_errors(params: Params, decoded: Sequence[jax.Array], tokens: Tokens) -> list[jax.Array]:
+    """x − x̂ [N, D] of each nested prefix of the latents, 0 where a token does not count; `decoded` is by groups."""
     error, errors = tokens.x - params["b_dec"], []
-    for part in decode_groups(f, params["W_dec_t"], ends):
+    for part in decoded:
         error = error - part
         errors.append(error if tokens.keep is None else error * tokens.keep[:, None])
     return errors
 
 
-def _auxk(recipe: Recipe, params: Params, pre: jax.Array, dead: jax.Array, target: jax.Array, keep: Any) -> jax.Array:
-    candidates = jnp.where(dead, jax.nn.relu(pre), 0.0)  # [N, F]
+def auxk_room(recipe: Recipe) -> int:
+    """For how many dead latents AuxK is computed beside a list of activations; more are a case for dense products."""
+    return max(1, recipe.d_sae // 8)
+
+
+def _auxk(recipe: Recipe, pre: jax.Array, W_dec: jax.Array, dead: jax.Array, target: jax.Array, keep: Any) -> jax.Array:
+    """AuxK of all latents, or of some that are all of the dead ones: pre [N, M], W_dec [M, D], dead [M]."""
+    candidates = jnp.where(dead, jax.nn.relu(pre), 0.0)  # [N, M]
     still = jax.lax.stop_gradient(candidates)
+    k = min(recipe.k_aux_used, len(W_dec))
 
     def kth_largest():
-        return largest(still, recipe.k_aux_used).min(-1, keepdims=True)
+        return largest(still, k).min(-1, keepdims=True)
 
     # With k_aux dead latents or fewer all of them are taken, and the search for the largest is saved.
-    least = jax.lax.cond(dead.sum() > recipe.k_aux_used, kth_largest, lambda: jnp.zeros((still.shape[0], 1)))
-    guess = jnp.where(still >= least, candidates, 0.0) @ params["W_dec_t"].T  # without b_dec
+    least = jax.lax.cond(dead.sum() > k, kth_largest, lambda: jnp.zeros((still.shape[0], 1)))
+    guess = decode(jnp.where(still >= least, candidates, 0.0), W_dec)  # without b_dec
     return over_tokens(jnp.sum((target - guess) ** 2)) / _variance(target, keep)
 
 
@@ -184,40 +215,52 @@ def update(recipe: Recipe, state: TrainState, batch: jax.Array) -> tuple[TrainSt
     if keep is not None:
         x = jnp.where(keep[:, None], x, 0.0)
     dead = state.idle >= recipe.dead_after_used
+    size, count = token_count(batch.shape[0]), _count(batch, keep)
 
-    def gradients(with_auxk: bool) -> Any:
-        def of_one(state: TrainState, dead: jax.Array) -> Any:
+    def gradients(with_auxk: bool, chosen: Any) -> Any:
+        def of_one(state: TrainState, dead: jax.Array, chosen: Any) -> Any:
             rise = recipe.sparsity_schedule(state.step)
             knobs = {n: v * rise if n in ("l1_coefficient", "l0_coefficient") else v for n, v in state.knobs.items()}
+            active, memory = chosen or (None, state.memory)
             loss = functools.partial(
-                losses, recipe, x=x, knobs=knobs, memory=state.memory, dead=dead if with_auxk else None, keep=keep
-            )
+                losses, recipe, x=x, knobs=knobs, memory=memory, dead=dead if with_auxk else None, keep=keep,
+                active=active,
+            )  # fmt: skip
             outcome, grads = jax.value_and_grad(loss, has_aux=True)(state.params)
             return outcome, jax.tree.map(over_tokens, grads)
 
-        return lift(of_one)(state, dead)
+        return lift(of_one)(state, dead, chosen)
 
-    # AuxK costs as much as the rest, so without dead latents it is not computed at all.
-    if recipe.auxk_alpha:
-        outcome = jax.lax.cond(dead.any(), lambda: gradients(True), lambda: gradients(False))
+    def outcome(chosen: Any) -> Any:
+        if not recipe.auxk_alpha:
+            return gradients(False, chosen)
+        # AuxK costs as much as the rest, so without dead latents it is not computed at all.
+        return jax.lax.cond(dead.any(), lambda: gradients(True, chosen), lambda: gradients(False, chosen))
+
+    def choose(state: TrainState) -> Any:
+        pre = preactivations(state.params, x, keep)
+        return recipe.choose(pre, state.knobs, state.memory, count)
+
+    if recipe.sparse_used:
+        few_dead = dead.sum(-1).max() <= auxk_room(recipe)
+        out = jax.lax.cond(few_dead, lambda: outcome(lift(choose)(state)), lambda: outcome(None))
     else:
-        outcome = gradients(False)
-    size, count = token_count(batch.shape[0]), _count(batch, keep)
-    return lift(lambda state, outcome, dead: _advance(recipe, state, outcome, dead, size, count))(state, outcome, dead)
+        out = outcome(None)
+    return lift(lambda state, out, dead: _advance(recipe, state, out, dead, size, count))(state, out, dead)
 
 
 def _advance(recipe: Recipe, state: TrainState, outcome: Any, dead: jax.Array, size: int, count: Any) -> Any:
     (loss, (parts, memory)), grads = outcome
-    # Unit columns can only turn: the gradient along them would do nothing but feed Adam's moments.
-    W_dec_t = state.params["W_dec_t"]
-    grads["W_dec_t"] = grads["W_dec_t"] - W_dec_t * jnp.sum(grads["W_dec_t"] * W_dec_t, axis=0)
+    # Unit rows can only turn: the gradient along them would do nothing but feed Adam's moments.
+    W_dec = state.params["W_dec"]
+    grads["W_dec"] = grads["W_dec"] - W_dec * jnp.sum(grads["W_dec"] * W_dec, axis=1, keepdims=True)
     norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, recipe.grad_clip / jnp.maximum(norm, 1e-12)), grads)
     moves, adam = _adam(recipe).update(grads, state.adam)
     share = recipe.schedule(state.step)
     params = {name: p - share * recipe.rate(name, state.knobs) * moves[name] for name, p in state.params.items()}
-    params["W_dec_t"] = _unit_columns(params["W_dec_t"])
+    params["W_dec"] = _unit_rows(params["W_dec"])
     idle = jnp.where(parts.pop("fired"), 0, jnp.minimum(state.idle + count, NEVER))
     moved = {"params": params, "adam": adam, "idle": idle, "memory": memory}
     old = {name: getattr(state, name) for name in moved}
@@ -258,8 +301,8 @@ def _adam(recipe: Recipe) -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=recipe.adam_b1, b2=recipe.adam_b2, eps=recipe.adam_eps)
 
 
-def _unit_columns(matrix: jax.Array) -> jax.Array:
-    return matrix / jnp.maximum(jnp.linalg.norm(matrix, axis=0), 1e-12)
+def _unit_rows(matrix: jax.Array) -> jax.Array:
+    return matrix / jnp.maximum(jnp.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
 
 
 def over_group(function: Any) -> Any:
@@ -304,8 +347,8 @@ def fold(recipe: Recipe, state: TrainState, metadata: dict[str, Any] | None = No
     Features come out s times as large, which keeps the decoder's rows at unit norm, and the reconstruction is exact.
     """
     params = {
-        "W_enc": state.params["W_enc"],
-        "W_dec": state.params["W_dec_t"].T,
+        "W_enc": state.params["W_enc_t"].T,
+        "W_dec": state.params["W_dec"],
         "b_dec": state.center + state.scale * state.params["b_dec"],
         **recipe.inference_params(state.params, state.memory, state.scale),
     }

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from musae_jax.sae.products import list_largest
 from musae_jax.sae.recipe import Knobs, Memory, Params, Recipe
 from musae_jax.sae.shards import largest
 
@@ -20,6 +21,7 @@ class TopKConfig(Recipe):
 
     architecture: ClassVar[str] = "topk"
     rule: ClassVar[str] = "topk"
+    lists: ClassVar[bool] = True
     traced: ClassVar[tuple[str, ...]] = (*Recipe.traced, "k")
 
     k: int = 32
@@ -29,3 +31,6 @@ class TopKConfig(Recipe):
         # The k-th by a minimum and not by a slice, which would make XLA sort whole rows.
         least = jnp.where(jnp.arange(self.k) < knobs["k"], kept, jnp.inf).min(-1, keepdims=True)
         return jnp.where((pre >= least) & (pre > 0), pre, 0.0), memory
+
+    def choose(self, pre: jax.Array, knobs: Knobs, memory: Memory, count: Any) -> Any:
+        return list_largest(pre, self.k, knobs["k"]), memory

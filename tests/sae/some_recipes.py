@@ -31,6 +31,6 @@ def some_params(recipe: Recipe, seed: int = 0) -> dict[str, np.ndarray]:
     """Random values of every parameter of a recipe."""
     rng = np.random.default_rng(seed)
     d, f = recipe.d_in, recipe.d_sae
-    shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec_t": (d, f), "b_dec": (d,)}
+    shapes = {"W_enc_t": (f, d), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
     shapes |= {name: value.shape for name, value in recipe.extra_params().items()}
     return {name: (0.5 * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}

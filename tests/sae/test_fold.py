@@ -18,7 +18,7 @@ activate = jax.jit(lambda recipe, *arguments: recipe.activate(*arguments)[0], st
 
 def some_state(name: str, seed: int, center=None, scale: float = 1.0):
     params = some_params(RECIPES[name], seed)
-    params["W_dec_t"] /= np.linalg.norm(params["W_dec_t"], axis=0)
+    params["W_dec"] /= np.linalg.norm(params["W_dec"], axis=1, keepdims=True)
     memory = STATES[name].memory
     if memory:
         memory = {**memory, "threshold_mean": jnp.float32(0.5), "threshold_weight": jnp.float32(0.8)}
@@ -55,7 +55,7 @@ def test_outputs_are_unchanged(seed, scale, offset, name):
 @pytest.mark.parametrize("name", ["topk", "jumprelu", "relu", "gated"])
 def test_the_inference_rule_is_the_one_trained(name):
     recipe, state, x = RECIPES[name], some_state(name, 3), tokens(4, 200)
-    pre = (x - state.params["b_dec"]) @ state.params["W_enc"] + state.params["b_enc"]
+    pre = (x - state.params["b_dec"]) @ state.params["W_enc_t"].T + state.params["b_enc"]
     f = np.asarray(activate(recipe, state.params, pre, state.knobs, state.memory, len(x)))
     sae = fold(recipe, state, {"hook_name": "h"})
     found = np.asarray(encode(sae.config, sae.params, x))

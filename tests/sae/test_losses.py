@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from some_recipes import GROUPS, RECIPES, F, K, N, some_params, tokens
 
-from musae_jax.sae.step import losses
+from musae_jax.sae.step import losses, preactivations
 
 KNOBS = {"k": K, "auxk_alpha": 0.5, "l1_coefficient": 0.3, "l0_coefficient": 0.7}
 
@@ -27,11 +27,11 @@ def chosen(recipe, pre: np.ndarray, params) -> np.ndarray:
 
 def naive(recipe, params, x, dead, kept, aux_kept, target, f_moved=0.0):
     """(loss, fvu, auxk, residual), all definitions spelled out; what is chosen, and AuxK's target, are constants."""
-    W_dec = params["W_dec_t"].T
-    pre = (x - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
+    W_dec = params["W_dec"]
+    pre = (x - params["b_dec"]) @ params["W_enc_t"].T + params["b_enc"]
     f = jnp.where(kept, pre, 0.0) + f_moved
     if recipe.architecture == "gated":
-        magnitude = (x - params["b_dec"]) @ params["W_enc"] * jnp.exp(params["r_mag"]) + params["b_mag"]
+        magnitude = (x - params["b_dec"]) @ params["W_enc_t"].T * jnp.exp(params["r_mag"]) + params["b_mag"]
         f = jnp.where(kept & (magnitude > 0), magnitude, 0.0)
     variance = ((x - x.mean(0)) ** 2).sum()
     total = variance if recipe.loss == "fvu" else len(x)
@@ -43,8 +43,8 @@ def naive(recipe, params, x, dead, kept, aux_kept, target, f_moved=0.0):
     loss = sum(squares) / len(squares) / total
     if recipe.architecture == "gated":
         gate = jnp.where(pre > 0, pre, 0.0)
-        still = {name: jax.lax.stop_gradient(params[name]) for name in ("W_dec_t", "b_dec")}
-        loss += ((x - gate @ still["W_dec_t"].T - still["b_dec"]) ** 2).sum() / total
+        still = {name: jax.lax.stop_gradient(params[name]) for name in ("W_dec", "b_dec")}
+        loss += ((x - gate @ still["W_dec"] - still["b_dec"]) ** 2).sum() / total
         loss += KNOBS["l1_coefficient"] * gate.sum() / total
     elif recipe.l1_coefficient:
         loss += KNOBS["l1_coefficient"] * f.sum() / total
@@ -62,7 +62,7 @@ def reference(recipe, params, x, dead):
     with jax.enable_x64(True):
         wide = {name: np.asarray(value, np.float64) for name, value in params.items()}
         x = np.asarray(x, np.float64)
-        pre = (x - wide["b_dec"]) @ wide["W_enc"] + wide["b_enc"]
+        pre = (x - wide["b_dec"]) @ wide["W_enc_t"].T + wide["b_enc"]
         kept = chosen(recipe, pre, wide)
         candidates = np.where(dead, np.maximum(pre, 0.0), 0.0)
         least = np.sort(candidates, axis=1)[:, -min(recipe.k_aux_used, F)][:, None]
@@ -129,22 +129,57 @@ def test_loss_and_gradients_are_those_of_the_definition(name, filtered):
         np.testing.assert_allclose(grad, expected[name], atol=2e-5 * np.abs(expected[name]).max(), err_msg=name)
 
 
+@pytest.mark.parametrize("auxk", [True, False])
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("name", [name for name, recipe in VARIANTS.items() if recipe.lists])
+def test_a_list_of_the_active_latents_gives_the_same_loss_and_gradients(name, filtered, auxk):
+    recipe = VARIANTS[name]
+    params, x = some_params(recipe, 1), tokens(2)
+    keep = jnp.arange(N) % 7 != 3 if filtered else None
+    if filtered:
+        x[~np.asarray(keep)] = 0
+    dead = jnp.isin(jnp.arange(F), jnp.array([4, 17])) if auxk else None
+    memory, knobs = recipe.memory(), {name: jnp.float32(value) for name, value in KNOBS.items()}
+    count = N if keep is None else int(keep.sum())
+
+    def listed(params):
+        pre = jax.lax.stop_gradient(preactivations(params, x, keep))
+        active, memory_then = recipe.choose(pre, knobs, memory, count)
+        return losses(recipe, params, x, knobs, memory_then, dead, keep, active)
+
+    def dense(params):
+        return losses(recipe, params, x, knobs, memory, dead, keep)
+
+    (loss, (parts, remembered)), grads = jax.jit(jax.value_and_grad(listed, has_aux=True))(params)
+    (expected, (expected_parts, expected_memory)), expected_grads = jax.value_and_grad(dense, has_aux=True)(params)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert parts.keys() == expected_parts.keys() and parts["fired"].sum() > F / 2
+    np.testing.assert_array_equal(parts["fired"], expected_parts["fired"])
+    for name, part in parts.items():
+        np.testing.assert_allclose(part, expected_parts[name], rtol=1e-5, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), remembered, expected_memory)
+    for name, grad in grads.items():
+        most = np.abs(expected_grads[name]).max()
+        assert most > 1e-3
+        np.testing.assert_allclose(grad, expected_grads[name], atol=2e-5 * most, err_msg=name)
+
+
 @pytest.mark.parametrize("name", ["batch_topk", "topk", "jumprelu"])
 def test_auxk_moves_dead_latents_only_and_reaches_their_encoder(name):
     recipe = dataclasses.replace(RECIPES[name], k_aux=4)
     params, x = some_params(recipe, 1), tokens(2)
     params["b_enc"][:8] -= 2.0
-    pre = (x - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
+    pre = (x - params["b_dec"]) @ params["W_enc_t"].T + params["b_enc"]
     dead = ~chosen(recipe, pre, params).any(0)
     assert dead.any() and (pre[:, dead] > 0).any()
     knobs = {name: jnp.float32(value) for name, value in KNOBS.items()}
     auxk = jax.grad(lambda params: losses(recipe, params, x, knobs, recipe.memory(), jnp.asarray(dead))[1][0]["auxk"])
     grads = auxk(params)
-    assert np.abs(grads["W_enc"])[:, dead].max() > 0
-    assert not np.asarray(grads["W_enc"])[:, ~dead].any()
-    assert not np.asarray(grads["W_dec_t"])[:, ~dead].any()
+    assert np.abs(grads["W_enc_t"])[dead].max() > 0
+    assert not np.asarray(grads["W_enc_t"])[~dead].any()
+    assert not np.asarray(grads["W_dec"])[~dead].any()
     # No part of b_dec's gradient comes through a decoder bias: all of it is what the encoder subtracts.
-    np.testing.assert_allclose(grads["b_dec"], -(params["W_enc"] @ grads["b_enc"]), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(grads["b_dec"], -(params["W_enc_t"].T @ grads["b_enc"]), rtol=1e-4, atol=1e-7)
 
 
 def test_the_l0_penalty_moves_thresholds_only():
@@ -157,5 +192,5 @@ def test_the_l0_penalty_moves_thresholds_only():
 
     with_it, without = (jax.grad(loss)(params, weight) for weight in (1.0, 0.0))
     assert np.abs(with_it["log_threshold"] - without["log_threshold"]).max() > 1e-2
-    for name in ("W_enc", "b_enc", "W_dec_t", "b_dec"):
+    for name in ("W_enc_t", "b_enc", "W_dec", "b_dec"):
         np.testing.assert_allclose(with_it[name], without[name], atol=1e-7)

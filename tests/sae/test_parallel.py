@@ -129,7 +129,7 @@ def test_helpers_on_one_device():
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(5, 12)).astype(np.float32), rng.normal(size=(3, 12)).astype(np.float32)
     np.testing.assert_array_equal(largest(jnp.asarray(x), 4), -np.sort(-x, axis=1)[:, :4])
-    parts = decode_groups(jnp.asarray(x), jnp.asarray(w), (2, 7, 12))
+    parts = decode_groups(jnp.asarray(x), jnp.asarray(w.T), (2, 7, 12))
     np.testing.assert_allclose(parts[1], x[:, 2:7] @ w[:, 2:7].T, rtol=1e-5)
     np.testing.assert_allclose(sum(parts), x @ w.T, rtol=1e-5, atol=1e-6)
 

@@ -39,8 +39,8 @@ def test_a_step_is_pure_and_jit_changes_nothing(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, jitted)
     np.testing.assert_allclose(plain_metrics["loss"], metrics["loss"], rtol=1e-5)
     assert metrics.keys() == plain_metrics.keys()
-    assert (np.asarray(jitted.params["W_enc"]) != before.params["W_enc"]).mean() > 0.5
-    np.testing.assert_allclose(np.linalg.norm(jitted.params["W_dec_t"], axis=0), 1, atol=1e-6)
+    assert (np.asarray(jitted.params["W_enc_t"]) != before.params["W_enc_t"]).mean() > 0.5
+    np.testing.assert_allclose(np.linalg.norm(jitted.params["W_dec"], axis=1), 1, atol=1e-6)
     assert ("fvu_first_group" in metrics) == (name == "matryoshka")
 
 
@@ -56,21 +56,42 @@ def test_many_steps_in_one_call_are_the_same_steps():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one, many)
 
 
+@pytest.mark.parametrize("name", ["topk", "matryoshka"])
+def test_walking_a_list_of_active_latents_trains_the_same_sae(name):
+    recipe = dataclasses.replace(RECIPES[name], dead_after_tokens=5 * N, k_aux=2)
+    recipes = [dataclasses.replace(recipe, sparse=sparse) for sparse in (False, True)]
+    stack = np.stack([tokens(seed) for seed in range(30)])
+
+    def start(recipe):
+        state = init_state(recipe, jax.random.key(0))  # two latents begin so far down that they die
+        return state.replace(params={**state.params, "b_enc": state.params["b_enc"].at[jnp.array([5, 9])].set(-2.5)})
+
+    dense, metrics = train_steps(recipes[0], start(recipe), stack)
+    listed, metrics_listed = train_steps(recipes[1], start(recipe), stack)
+    assert np.asarray(metrics["dead"]).max() >= 2 / F and np.asarray(metrics["auxk"]).max() > 0.5
+    np.testing.assert_allclose(metrics["loss"], metrics_listed["loss"], rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4), dense, listed)
+    # A group of SAEs walks lists too, one member after the other.
+    several = [dataclasses.replace(recipes[1], lr=lr) for lr in (1e-3, 2e-3)]
+    group, _ = train_steps(group_recipe(several), stack_states([start(one) for one in several]), stack)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-3, atol=1e-5), group.params, listed.params)
+
+
 def test_the_decoder_gradient_has_nothing_along_its_columns():
     state = init_state(CONFIG, jax.random.key(0))
-    W = np.array(state.params["W_dec_t"])
-    np.testing.assert_array_equal(W, state.params["W_enc"])  # tied at the start
+    W = np.array(state.params["W_dec"])
+    np.testing.assert_array_equal(W, state.params["W_enc_t"])  # tied at the start
     state, _ = train_step(CONFIG, state, tokens())
-    along = (np.asarray(state.adam.mu["W_dec_t"]) * W).sum(0)
-    assert np.abs(along).max() < 1e-6 * np.abs(state.adam.mu["W_dec_t"]).max() + 1e-9
+    along = (np.asarray(state.adam.mu["W_dec"]) * W).sum(1)
+    assert np.abs(along).max() < 1e-6 * np.abs(state.adam.mu["W_dec"]).max() + 1e-9
 
 
 def test_kaiming_weights_are_uniform_and_independent():
     recipe = TopKConfig(40, 300, init="kaiming")
     params = init_state(recipe, jax.random.key(0)).params
-    assert np.abs(params["W_enc"]).max() == pytest.approx(np.sqrt(6 / 300), rel=1e-2)
-    np.testing.assert_allclose(np.linalg.norm(params["W_dec_t"], axis=0), 1, atol=1e-6)
-    assert abs(np.corrcoef(params["W_enc"].ravel(), params["W_dec_t"].ravel())[0, 1]) < 0.05
+    assert np.abs(params["W_enc_t"]).max() == pytest.approx(np.sqrt(6 / 300), rel=1e-2)
+    np.testing.assert_allclose(np.linalg.norm(params["W_dec"], axis=1), 1, atol=1e-6)
+    assert abs(np.corrcoef(params["W_enc_t"].ravel(), params["W_dec"].ravel())[0, 1]) < 0.05
 
 
 def test_idle_latents_are_counted_in_tokens_and_die():
@@ -159,7 +180,7 @@ def test_a_group_is_its_members_trained_alone(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), one, state)
         folded, again = fold(recipes[number], one), fold(recipes[number], state)
         assert folded.config == again.config
-    assert not np.allclose(alone[0][0].params["W_dec_t"], alone[1][0].params["W_dec_t"], atol=1e-3)
+    assert not np.allclose(alone[0][0].params["W_dec"], alone[1][0].params["W_dec"], atol=1e-3)
 
 
 def test_members_in_turn_or_under_vmap_are_the_same(monkeypatch):

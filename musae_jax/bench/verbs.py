@@ -1,0 +1,160 @@
+"""`musae bench NAME`: each measures something, prints a table, and stands a control or a peer beside every figure."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from musae_jax.verb import Verb, console
+
+
+@dataclass(frozen=True)
+class PocketFlags:
+    """What the pocket model has learned, on held-out music."""
+
+    model: str = "pocket"
+    """The model to measure."""
+    json: Path | None = None
+    """Also write the figures here."""
+
+
+@dataclass(frozen=True)
+class PlantedFlags:
+    """Do SAEs find features that are known?"""
+
+    seeds: int = 3
+    """SAEs of each kind."""
+    json: Path | None = None
+    """Also write the rows here."""
+
+
+@dataclass(frozen=True)
+class StabilityFlags:
+    """How many features of a run come back with another seed?"""
+
+    run: Path
+    """The run folder, with its activations."""
+    seeds: int = 3
+    """SAEs to train."""
+    json: Path | None = None
+    """Also write the rows here."""
+
+
+@dataclass(frozen=True)
+class SaeFlags:
+    """How fast SAEs are trained, beside the PyTorch libraries: same weights, same batches, same run."""
+
+    d_in: int = 512
+    """Width of the activations."""
+    d_sae: int = 16_384
+    """Features."""
+    k: int = 32
+    """Features active for a token."""
+    batch_size: int = 1024
+    """Tokens in a step."""
+    turns: int = 6
+    """Of ten steps each, that every trainer takes in its turn."""
+    peers: tuple[Literal["sae-lens", "dictionary-learning", "eai-sparsify"], ...] = ("sae-lens",)
+    """The libraries to time as well; give none for ours alone."""
+    json: Path | None = None
+    """Also write the rows here."""
+
+
+@dataclass(frozen=True)
+class PodFlags:
+    """What the training step costs on a TPU slice, by the TPU compiler, without a TPU."""
+
+    topology: str = "v5e:16x16"
+    """The slice, as in v5e:16x16, v5p:4x4x4, v6e:8x8 or v4:2x2x2."""
+    model_parallel: int = 8
+    """Chips that hold a share of the features each; all chips divided by this share the tokens."""
+    architecture: Literal["batch_topk", "topk", "jumprelu", "relu", "gated"] = "batch_topk"
+    """How features are chosen."""
+    d_in: int = 2048
+    """Width of the activations."""
+    d_sae: int = 65_536
+    """Features."""
+    k: int = 64
+    """Features active for a token."""
+    batch_size: int = 131_072
+    """Tokens in a step, on the whole slice."""
+    json: Path | None = None
+    """Also write the rows here."""
+
+
+def pocket_verb(flags: PocketFlags) -> str:
+    from musae_jax.bench.pocket import measure_pocket
+    from musae_jax.models.checkpoints import load_musicgen
+    from musae_jax.progress import progress_bar
+
+    with progress_bar("pocket", console) as progress:
+        figures = measure_pocket(load_musicgen(flags.model), progress=progress)
+    _write(flags.json, figures)
+
+    def shown(value: Any) -> str:
+        return " ".join(map(shown, value)) if isinstance(value, list) else f"{value:.3g}"
+
+    lines = []
+    for part, rows in figures.items():
+        lines += [part, *(f"  {name:<28} {shown(value)}" for name, value in rows.items())]
+    return "\n".join(lines)
+
+
+def planted_verb(flags: PlantedFlags) -> str:
+    from musae_jax.bench.planted import PlantedBench, bench_planted
+    from musae_jax.progress import progress_bar
+
+    with progress_bar("planted", console) as progress:
+        return _table(bench_planted(PlantedBench(seeds=flags.seeds), progress), flags.json)
+
+
+def stability_verb(flags: StabilityFlags) -> str:
+    from musae_jax.bench.stability import bench_stability
+    from musae_jax.progress import progress_bar
+    from musae_jax.run import open_run
+
+    with progress_bar("stability", console) as progress:
+        return _table(bench_stability(open_run(flags.run), flags.seeds, progress), flags.json)
+
+
+def sae_verb(flags: SaeFlags) -> str:
+    from musae_jax.bench.sae import SaeBench, bench_sae
+    from musae_jax.bench.trainers import Size
+    from musae_jax.progress import progress_bar
+
+    size = Size(flags.d_in, flags.d_sae, flags.k, flags.batch_size)
+    with progress_bar("sae", console) as progress:
+        return _table(bench_sae(SaeBench(size, flags.turns, flags.peers), progress), flags.json)
+
+
+def pod_verb(flags: PodFlags) -> str:
+    from musae_jax.bench.pod import measure_pod, pod_rows, pod_text
+    from musae_jax.sae.recipes import RECIPES
+
+    sparsity = {} if flags.architecture in ("relu", "gated") else {"k": flags.k}
+    recipe = RECIPES[flags.architecture](flags.d_in, flags.d_sae, batch_size=flags.batch_size, **sparsity)
+    figures = measure_pod(recipe, flags.topology, flags.model_parallel)
+    _write(flags.json, pod_rows(recipe, flags.topology, figures))
+    return pod_text(flags.topology, figures)
+
+
+def _table(rows: list[dict[str, Any]], json: Path | None) -> str:
+    from musae_jax.bench.rows import bench_table
+
+    _write(json, rows)
+    return bench_table(rows)
+
+
+def _write(path: Path | None, figures: Any) -> None:
+    from musae_jax.files import write_json
+
+    if path is not None:
+        write_json(path, figures)
+
+
+BENCHES = {
+    "pocket": Verb(PocketFlags, pocket_verb, "what the pocket model has learned, on held-out music"),
+    "planted": Verb(PlantedFlags, planted_verb, "do SAEs find features that are known?"),
+    "stability": Verb(StabilityFlags, stability_verb, "how many features come back with another seed?"),
+    "sae": Verb(SaeFlags, sae_verb, "how fast SAEs are trained, beside the PyTorch libraries"),
+    "pod": Verb(PodFlags, pod_verb, "what a training step costs on a TPU slice, without one"),
+}
