@@ -37,21 +37,29 @@ def test_a_peer_that_is_missing_is_named():
         bench_sae(SaeBench(SIZE, peers=(missing,)))
 
 
-@pytest.mark.parametrize("peer", MODULES)
+@pytest.mark.parametrize(
+    ("peer", "near"), [("dictionary-learning", 0.9999), ("eai-sparsify", 0.995), ("sae-lens", 0.7)]
+)
 @pytest.mark.filterwarnings("ignore")
-def test_the_libraries_learn_the_same_from_the_same_start(peer):
-    """Same weights, same batches: after 40 steps the weights agree. SAELens lets decoder rows grow, so is near only."""
+def test_the_libraries_learn_the_same_from_the_same_start(peer, near):
+    """Same weights, same batches: after 40 steps they have moved the same way.
+
+    sparsify clips gradients of a loss of another scale; SAELens lets rows grow: another path to the same end.
+    """
     if peer not in INSTALLED:
         pytest.skip(f"{peer} is not installed")
-    W, rng = some_weights(SIZE), np.random.default_rng(1)
-    batches = rng.standard_normal((40, SIZE.batch_size, SIZE.d_in), np.float32)
+    W = some_weights(SIZE)
+    scales = np.geomspace(4, 0.25, SIZE.d_in, dtype=np.float32)
+    batches = np.random.default_rng(1).standard_normal((40, SIZE.batch_size, SIZE.d_in), np.float32) * scales
     ours, theirs, other = (TRAINERS[name](SIZE, W) for name in ("musae_jax", peer, "musae_jax"))
     for trainer in (ours, theirs):
         trainer.steps(batches)
-    other.steps(batches[::-1].copy())
-    ours, theirs, other = ours.params(), theirs.params(), other.params()
-    for name, value in ours.items():
-        moved = np.abs(value - (W if name.startswith("W") else 0)).mean()
-        apart, by_order = (np.abs(value - weights[name]).mean() for weights in (theirs, other))
-        assert apart < (0.2 if peer == "sae-lens" else 0.01) * moved, name
-        assert apart < by_order, name  # the control: the same batches in another order
+    other.steps(batches[:, :, ::-1].copy())  # the control: the same numbers in other dimensions
+    start = {name: W if name.startswith("W") else 0 for name in ours.params()}
+    ours, theirs, other = ({n: p - start[n] for n, p in trainer.params().items()} for trainer in (ours, theirs, other))
+    for name in ("W_enc_t", "W_dec"):
+        assert _cosine(ours[name], other[name]) < 0.65 < near < _cosine(ours[name], theirs[name]), name
+
+
+def _cosine(a, b):
+    return (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
