@@ -44,7 +44,8 @@ def test_rows_stand_beside_chance_and_a_second_call_trains_nothing(run, tmp_path
 
 
 def test_what_is_missing_is_one_sentence(run, capsys):
-    assert cli.main(["bench", "stability"]) == 2
-    assert "needs --run" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["bench", "stability"])
+    assert "--run" in capsys.readouterr().err
     assert cli.main(["bench", "stability", "--run", str(run.folder), "--seeds", "1"]) == 2
     assert "--seeds is 1" in capsys.readouterr().err

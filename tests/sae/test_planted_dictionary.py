@@ -69,7 +69,7 @@ def test_the_directions_are_found(recipe, worst_fvu):
 def test_jumprelu_reaches_the_wanted_l0_from_far_away_by_moving_its_thresholds():
     recipe = JumpReLUConfig(D, F, K, threshold_init=0.2, **SHARED)  # L0 is about 20 at the start
     found, fvu, l0, before, state, metrics = trained(recipe)
-    assert found > 0.85
+    assert found > 0.8
     assert fvu < 0.1
     assert abs(l0 - K) < 0.5
     moved = np.asarray(state.params["log_threshold"]) - before["log_threshold"]
