@@ -63,8 +63,10 @@ class EncodecConfig:
         sizes += ("residual_kernel_size", "dilation_growth_rate", "compress", "num_lstm_layers")
         sizes += ("upsampling_ratios", "target_bandwidths")
         empty = [name for name in sizes if not (value := getattr(self, name)) or (np.asarray(value) <= 0).any()]
+        counts = (self.num_residual_layers, self.num_lstm_layers, len(self.upsampling_ratios))
         refused = [
             *((True, name, getattr(self, name), "numbers above zero") for name in empty),
+            (max(counts) > 64, "numbers of residual blocks, LSTM layers and ratios", counts, "at most 64 of each"),
             (self.normalize, "normalize", self.normalize, "False (loudness scales have no place in MusicGen's codes)"),
             (self.chunk_length_s is not None, "chunk_length_s", self.chunk_length_s, "null (whole clips, no chunks)"),
             (self.norm_type != "weight_norm", "norm_type", self.norm_type, "weight_norm"),
@@ -136,6 +138,9 @@ class EncodecConfig:
             known[name] = value = tuple(value) if isinstance(value, list) else value
             kinds = (int, float) if isinstance(default, float) else (type(default),)
             wrong = not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
+            parts = value if isinstance(value, tuple) else ()
+            wrong = wrong or any(type(part) not in (int, float) or not math.isfinite(part) for part in parts)
+            wrong = wrong or (name == "upsampling_ratios" and any(part != int(part) for part in parts))
             if default is not None and wrong:
                 raise MusaeError(
                     f"audio_encoder.{name} in config.json is {value!r}, but a {type(default).__name__} is expected; "
