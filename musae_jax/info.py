@@ -34,8 +34,8 @@ def describe(path: str) -> str:
         return f"{c.architecture} SAE: {c.d_in} → {c.d_sae}{active}, at {describe_hook(c.hook)}"
     if path != "pocket" and folder.exists() and not is_audiocraft(folder) and not (folder / "config.json").exists():
         raise MusaeError(
-            f"{path} holds no run.json, metadata.json, cfg.json, config.json or state_dict.bin; give a folder that musae"
-            " wrote, or a model's"
+            f"{path} holds no run.json, metadata.json, cfg.json, config.json or state_dict.bin; give a folder that"
+            " musae wrote, or a model's"
         )
     return describe_model(path)
 

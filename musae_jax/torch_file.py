@@ -31,6 +31,7 @@ _TENSOR, _PARAMETER, _DICT = (
     "torch._utils _rebuild_parameter",
     "collections OrderedDict",
 )
+_NAMES = {*_STORAGES, _TENSOR, _PARAMETER, _DICT}
 _VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE")
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _MARK = object()
@@ -144,7 +145,9 @@ def _walk(program: bytes, call: Any, refuse: Any) -> Any:
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
         elif name == "GLOBAL":
-            stack.append(argument)  # "module name", a string that is never looked up; `call` knows three of them
+            if argument not in _NAMES:
+                raise refuse(f"the name {argument[:80]!r}")
+            stack.append(argument)  # "module name", a string that is never looked up
         elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"):
             stack.append({"D": {}, "L": [], "T": ()}[name[6]])
         elif name == "MARK":

@@ -49,10 +49,11 @@ class _Transformer:
     activation: str = "gelu"
 
 
-_TRANSFORMER_TRAINING = """
-    dropout attention_dropout emb_lr lr weight_decay custom memory_efficient attention_as_float32 checkpointing
-    weight_init depthwise_init zero_bias_init cross_attention two_step_cfg q_modeling
-""".split()
+_TRANSFORMER_TRAINING = (
+    *("dropout", "attention_dropout", "emb_lr", "lr", "weight_decay", "custom", "memory_efficient", "checkpointing"),
+    *("attention_as_float32", "weight_init", "depthwise_init", "zero_bias_init", "cross_attention", "two_step_cfg"),
+    "q_modeling",
+)
 _TRANSFORMER_FIXED = {
     **dict.fromkeys(("bias_proj", "bias_ff", "bias_attn", "xpos", "qk_layer_norm", "qk_layer_norm_cross"), (False,)),
     **dict.fromkeys(("norm_first", "causal"), (True,)),

@@ -70,18 +70,18 @@ class _Reader:
         self.tensors, self.used, self.problems = tensors, set(), []
 
     def take(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor as float64, or zeros (that take no memory, whatever the shape) and a noted problem."""
+        """The tensor as float64, or a noted problem and a zero that is not to be used (the shape may be absurd)."""
         if key not in self.tensors:
             self.problems.append(f"{key} is missing (expected shape {shape})")
-            return np.broadcast_to(0.0, shape)
+            return np.zeros(())
         self.used.add(key)
         value = np.asarray(self.tensors[key])
         if value.shape != shape:
             self.problems.append(f"{key} has shape {value.shape}, expected {shape}")
-            return np.broadcast_to(0.0, shape)
+            return np.zeros(())
         if not jnp.issubdtype(value.dtype, jnp.floating):
             self.problems.append(f"{key} holds {value.dtype}, expected floating point")
-            return np.broadcast_to(0.0, shape)
+            return np.zeros(())
         value = value.astype(np.float64)
         if not np.isfinite(value).all():
             self.problems.append(f"{key} has values that are not finite")

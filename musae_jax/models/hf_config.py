@@ -20,8 +20,9 @@ _GENERIC = """
     torchscript transformers_version typical_p use_bfloat16 use_cache
 """
 GENERIC = frozenset(_GENERIC.split())
-# More layers, heads or codebooks than any model has: a damaged or hostile file, that would take hours to refuse later.
-MANY = 1024
+# More layers, heads or codebooks than any model has, and wider: a damaged or hostile file, that would otherwise be
+# refused only after hours of building what it describes.
+MANY, LARGE = 1024, 2**24
 
 
 def read_fields(
@@ -49,7 +50,7 @@ def read_fields(
             if number and kind(value) == value:
                 if kind is int and value < (0 if name.endswith("_id") else 1):
                     problems.append(f"{where}.{name} is {value!r}, which is too small")
-                elif name.startswith("num_") and value > MANY:
+                elif value > (MANY if name.startswith("num_") else LARGE):
                     problems.append(f"{where}.{name} is {value!r}, which is too large")
                 else:
                     known[name] = kind(value)

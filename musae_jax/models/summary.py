@@ -13,7 +13,7 @@ from musae_jax.models.audiocraft import CODEC, LM, beside, is_audiocraft, read_c
 from musae_jax.models.audiocraft_table import TEXT
 from musae_jax.models.checkpoints import find_folder, read_config
 from musae_jax.models.decoder import DecoderConfig
-from musae_jax.models.encodec import EncodecConfig, random_encodec
+from musae_jax.models.encodec import EncodecConfig, encodec_shapes
 from musae_jax.models.encodec_table import CODEBOOK_EXTRAS
 from musae_jax.models.folder import TOKENIZER_FILES, read_tensors, refuse, weight_files
 from musae_jax.models.musicgen import parameter_shapes
@@ -33,14 +33,14 @@ def _describe_hf(folder: Path) -> str:
     config = read_config(folder)
     tensors, problems = read_tensors(folder, shapes_only=True)
     refuse(folder, problems)
-    codec = jax.eval_shape(lambda key: random_encodec(config.audio, key), jax.random.key(0))
-    shapes = [*parameter_shapes(config).values(), *(leaf.shape for leaf in jax.tree.leaves(codec))]
-    count = f"{sum(map(math.prod, shapes)) / 1e6:.1f} M parameters"
+    codec = (leaf.shape for leaf in jax.tree.leaves(encodec_shapes(config.audio)))
+    count = sum(map(math.prod, [*parameter_shapes(config).values(), *codec]))
+    sizes = f"{_sizes(config.decoder)}, {_sound(config.decoder, config.audio)}, {count / 1e6:.1f} M parameters"
     tokenizer = "with" if _has_tokenizer(folder) else "without"
     files, _ = weight_files(folder)
     return "\n".join(
         [
-            f"MusicGen: {_sizes(config.decoder)}, {_sound(config.decoder, config.audio)}, {count}, {tokenizer} tokenizer",
+            f"MusicGen: {sizes}, {tokenizer} tokenizer",
             f"Hugging Face layout, {_files(files)}, {_dtypes(tensors)}",
             f"text encoder of {config.text.num_layers} blocks of width {config.text.d_model}, in the same files",
         ]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from musae_jax import cli
 from musae_jax.errors import MusaeError
 from musae_jax.models.audiocraft_config import Tree
 from musae_jax.models.checkpoints import load_musicgen, save_musicgen
@@ -375,7 +376,7 @@ class Spring:
         return open, (str(self.path), "w")
 
 
-def test_hostile_and_broken_files(mono, tmp_path):
+def test_hostile_and_broken_files(mono, tmp_path, capsys):
     model, folder = mono
     path = folder / "state_dict.bin"
     whole = path.read_bytes()
@@ -383,6 +384,10 @@ def test_hostile_and_broken_files(mono, tmp_path):
     refused(folder, "a pickle can run code")
     with pytest.raises(MusaeError, match="a pickle can run code"):
         describe_model(folder)
+    for verb in (["info", str(folder)], ["generate", "x", "--out", str(tmp_path / "x.wav"), "--model", str(folder)]):
+        assert cli.main(verb) == 2
+        said = capsys.readouterr().err.strip()
+        assert "a pickle can run code" in said and "Traceback" not in said
     assert not (tmp_path / "sprung").exists()
     for content in (whole[: len(whole) // 2], b"", b"neither"):
         path.write_bytes(content)
