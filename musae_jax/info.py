@@ -12,7 +12,8 @@ from musae_jax.activations.store import Store, is_store, open_store
 from musae_jax.compose.soundfont import find_soundfont
 from musae_jax.errors import MusaeError
 from musae_jax.files import read_json
-from musae_jax.models.checkpoints import load_musicgen
+from musae_jax.models.audiocraft import is_audiocraft
+from musae_jax.models.summary import describe_model
 from musae_jax.places import open_place
 from musae_jax.sae.formats import is_sae, load_sae
 from musae_jax.sae.hooks import describe_hook
@@ -31,19 +32,12 @@ def describe(path: str) -> str:
         c = load_sae(folder).config
         active = f", k = {c.k}" if c.k else ""
         return f"{c.architecture} SAE: {c.d_in} → {c.d_sae}{active}, at {describe_hook(c.hook)}"
-    if path != "pocket" and folder.exists() and not (folder / "config.json").exists():
+    if path != "pocket" and folder.exists() and not is_audiocraft(folder) and not (folder / "config.json").exists():
         raise MusaeError(
-            f"{path} holds no run.json, metadata.json, cfg.json or config.json; give a folder that musae wrote"
+            f"{path} holds no run.json, metadata.json, cfg.json, config.json or state_dict.bin; give a folder that"
+            " musae wrote, or a model's"
         )
-    mg = load_musicgen(path)
-    c = mg.config
-    count = sum(leaf.size for leaf in jax.tree.leaves(mg.params))
-    sizes = f"{c.decoder.num_hidden_layers} blocks of width {c.decoder.hidden_size}"
-    codes = f"{c.num_codebooks} codebooks of {c.decoder.vocab_size}, {c.frame_rate:g} Hz frames"
-    tokenizer = "with" if mg.tokenizer is not None else "without"
-    return (
-        f"MusicGen: {sizes}, {codes}, {c.sampling_rate} Hz sound, {count / 1e6:.1f} M parameters, {tokenizer} tokenizer"
-    )
+    return describe_model(path)
 
 
 def _describe_store(store: Store) -> str:

@@ -146,7 +146,7 @@ def test_generate_writes_sound_and_the_same_sound_again(tmp_path, tiny_folder, c
 
 def test_info_and_doctor(tmp_path, tiny_folder, capsys):
     assert cli.main(["info", str(tiny_folder)]) == 0
-    assert "2 blocks of width 24, 2 codebooks of 16" in capsys.readouterr().out
+    assert "2 blocks of width 24 and 2 heads, 2 codebooks of 16" in capsys.readouterr().out
     assert "config.json" in fails(capsys, "info", tmp_path)
     assert cli.main(["doctor"]) == 0
     assert "jax" in capsys.readouterr().out

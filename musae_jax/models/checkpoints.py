@@ -1,10 +1,9 @@
-"""MusicGen folders in the Hugging Face layout, read and written. Nothing is ever unpickled.
+"""MusicGen folders in the Hugging Face layout, read and written; audiocraft's own are read too (`audiocraft`).
 
-A folder holds config.json, model.safetensors (or shards and their index) and, if prompts are to be strings, tokenizer
-files. The tensors are matched by the table in `musicgen_table`.
+A folder holds config.json, model.safetensors (or pytorch_model.bin, or shards of either and their index) and, if
+prompts are to be strings, tokenizer files. The tensors are matched by the table in `musicgen_table`.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,21 +11,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_folder, atomic_path, write_json
+from musae_jax.models.audiocraft import CODEC, LM, is_audiocraft, read_audiocraft
 from musae_jax.models.decoder import DecoderConfig
 from musae_jax.models.encodec import EncodecConfig
+from musae_jax.models.folder import CONFIG, INDEX, WEIGHTS, fetch, fetch_model, read_object, read_tensors, refuse
 from musae_jax.models.hf_config import GENERIC
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig
 from musae_jax.models.musicgen_table import musicgen_from_hf, musicgen_to_hf
 from musae_jax.models.t5 import T5Config
 
 POCKET = Path(__file__).resolve().parent.parent / "pocket" / "weights"
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SHARD_BYTES = 5_000_000_000
 
@@ -34,18 +32,22 @@ SHARD_BYTES = 5_000_000_000
 def load_musicgen(source: str | Path = "pocket", dtype: str = "float32", revision: str | None = None) -> MusicGen:
     """A MusicGen from "pocket" (the bundled one), a folder, or a hub id such as "facebook/musicgen-small".
 
-    All problems (missing, misshapen or unknown tensors, unknown config attributes) are in one `MusaeError`. `dtype` is
+    A folder is in the Hugging Face layout, or in audiocraft's (state_dict.bin and compression_state_dict.bin). All
+    problems (missing, misshapen or unknown tensors, unknown config attributes) are in one `MusaeError`. `dtype` is
     that of the parameters and of the computation; `revision` chooses a version on the hub.
     """
     if dtype not in ("float32", "bfloat16", "float16"):
         raise MusaeError(f"the parameters' dtype cannot be {dtype!r}; choose float32, bfloat16 or float16")
     folder = find_folder(source, revision)
-    config = read_config(folder)
-    tensors, problems = _read_tensors(folder)
-    params, more = musicgen_from_hf(tensors, config)
-    _refuse(folder, problems + more)
+    if is_audiocraft(folder):
+        config, params, texts = read_audiocraft(folder)
+    else:
+        config, texts = read_config(folder), folder
+        tensors, problems = read_tensors(folder)
+        params, more = musicgen_from_hf(tensors, config)
+        refuse(folder, problems + more)
     params = jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), params)
-    return MusicGen(config=config, params=params, tokenizer=read_tokenizer(folder))
+    return MusicGen(config=config, params=params, tokenizer=read_tokenizer(texts))
 
 
 def save_musicgen(folder: str | Path, mg: MusicGen, dtype: str = "float32", shard_bytes: int = SHARD_BYTES) -> None:
@@ -81,23 +83,14 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
             f"there is no folder {folder}; give a folder with {CONFIG} and {WEIGHTS}, a hub id such as "
             "facebook/musicgen-small, or 'pocket'"
         )
-    import huggingface_hub  # slow to import, needed only here
-
-    patterns = [CONFIG, "model*.safetensors", INDEX, *TOKENIZER_FILES]
-    try:
-        return Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # no network, no such model, no permission: many types, one meaning
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MusaeError(
-            f"{source} is no local folder and could not be fetched from the Hugging Face hub ({reason}); check the "
-            "name and the network, or download it and give the folder"
-        ) from None
+    folder = fetch_model(source, revision)
+    return folder if (folder / CONFIG).is_file() else fetch(source, (LM, CODEC), revision)
 
 
 def read_config(folder: Path) -> MusicGenConfig:
     """The configuration in a folder's config.json; everything that we cannot run is named in one `MusaeError`."""
     path = folder / CONFIG
-    values = _read_json(path)
+    values = read_object(path)
     kind = values.get("model_type")
     if kind != "musicgen":
         raise MusaeError(
@@ -116,7 +109,7 @@ def read_config(folder: Path) -> MusicGenConfig:
     try:
         audio = EncodecConfig.from_hf(parts["audio_encoder"])
     except MusaeError as error:
-        _refuse(folder, [*problems, str(error)])
+        refuse(folder, [*problems, str(error)])
     codebooks = audio.num_quantizers * decoder.audio_channels
     if decoder.num_codebooks != codebooks:
         problems.append(f"decoder.num_codebooks is {decoder.num_codebooks} while the codec gives {codebooks}")
@@ -124,7 +117,7 @@ def read_config(folder: Path) -> MusicGenConfig:
         problems.append(f"decoder.vocab_size is {decoder.vocab_size} while the codec has {audio.codebook_size} entries")
     if audio.audio_channels != 1:
         problems.append(f"audio_encoder.audio_channels is {audio.audio_channels}, but MusicGen's codec is mono")
-    _refuse(folder, problems)
+    refuse(folder, problems)
     return MusicGenConfig(text=text, audio=audio, decoder=decoder)
 
 
@@ -153,73 +146,6 @@ def read_tokenizer(folder: Path) -> Any:
                 "and pass token ids"
             ) from None
     return None
-
-
-def _refuse(folder: Path, problems: list[str]) -> None:
-    if problems:
-        raise MusaeError(
-            f"{folder} is not a MusicGen that musae_jax can read ({len(problems)} found): {'; '.join(problems)}"
-        )
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MusaeError(
-            f"{path} is missing; give a folder in the Hugging Face layout, with {CONFIG} and {WEIGHTS}"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MusaeError(f"{path} is not readable JSON ({error}); fetch the checkpoint again") from None
-    if not isinstance(values, dict):
-        raise MusaeError(
-            f"{path} holds a {type(values).__name__}, but an object is expected; fetch the checkpoint again"
-        )
-    return values
-
-
-def _read_tensors(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Every tensor in a folder's safetensors files, and the problems found."""
-    if (folder / WEIGHTS).is_file():
-        files, promised = [WEIGHTS], None
-    elif (folder / INDEX).is_file():
-        promised = _read_json(folder / INDEX).get("weight_map")
-        if not isinstance(promised, dict) or not all(isinstance(name, str) for name in promised.values()):
-            raise MusaeError(f"{folder / INDEX} has no weight_map of tensor to file; fetch the checkpoint again")
-        files = sorted(set(promised.values()))
-        # A file name in an index is somebody else's text: it must not lead out of the folder.
-        if any(Path(name).name != name for name in files):
-            raise MusaeError(f"{folder / INDEX} names files outside its folder; fetch the checkpoint again")
-    else:
-        pickled = sorted(
-            path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-        )
-        found = f" ({', '.join(pickled)} is pickled, which can run code, and is not read)" if pickled else ""
-        raise MusaeError(f"{folder} has neither {WEIGHTS} nor {INDEX}{found}; convert the checkpoint to safetensors")
-    tensors: dict[str, np.ndarray] = {}
-    problems = []
-    for name in files:
-        for key, value in _read_safetensors(folder / name).items():
-            if key in tensors:
-                problems.append(f"tensor {key} is in two files")
-            tensors[key] = value
-    if promised is not None:
-        problems += [
-            f"tensor {key} is not in {name}, where the index puts it"
-            for key, name in promised.items()
-            if key not in tensors
-        ]
-    return tensors, problems
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="np") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
-        raise MusaeError(f"{path} is missing, though the index names it; fetch the checkpoint again") from None
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise MusaeError(f"{path} is not a complete safetensors file ({error}); fetch the checkpoint again") from None
 
 
 def _write(folder: Path, mg: MusicGen, dtype: str, shard_bytes: int) -> None:

@@ -63,8 +63,12 @@ class EncodecConfig:
         sizes += ("residual_kernel_size", "dilation_growth_rate", "compress", "num_lstm_layers")
         sizes += ("upsampling_ratios", "target_bandwidths")
         empty = [name for name in sizes if not (value := getattr(self, name)) or (np.asarray(value) <= 0).any()]
+        large = [name for name in sizes if np.max(getattr(self, name), initial=0) > 2**24]
+        counts = (self.num_residual_layers, self.num_lstm_layers, len(self.upsampling_ratios))
         refused = [
             *((True, name, getattr(self, name), "numbers above zero") for name in empty),
+            *((True, name, getattr(self, name), "sizes of at most 2^24") for name in large),
+            (max(counts) > 16, "numbers of residual blocks, LSTM layers and ratios", counts, "at most 16 of each"),
             (self.normalize, "normalize", self.normalize, "False (loudness scales have no place in MusicGen's codes)"),
             (self.chunk_length_s is not None, "chunk_length_s", self.chunk_length_s, "null (whole clips, no chunks)"),
             (self.norm_type != "weight_norm", "norm_type", self.norm_type, "weight_norm"),
@@ -136,6 +140,9 @@ class EncodecConfig:
             known[name] = value = tuple(value) if isinstance(value, list) else value
             kinds = (int, float) if isinstance(default, float) else (type(default),)
             wrong = not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
+            parts = value if isinstance(value, tuple) else ()
+            wrong = wrong or any(type(part) not in (int, float) or not math.isfinite(part) for part in parts)
+            wrong = wrong or (name == "upsampling_ratios" and any(part != int(part) for part in parts))
             if default is not None and wrong:
                 raise MusaeError(
                     f"audio_encoder.{name} in config.json is {value!r}, but a {type(default).__name__} is expected; "
@@ -363,21 +370,25 @@ def _channels_last(config: EncodecConfig, audio: jax.Array) -> jax.Array:
     )
 
 
+def encodec_shapes(config: EncodecConfig) -> dict[str, Any]:
+    """The params' shapes, as a tree of `jax.ShapeDtypeStruct`; nothing is computed."""
+    key, codebooks = jax.random.key(0), (config.num_quantizers, config.codebook_size, config.hidden_size)
+    audio = jax.ShapeDtypeStruct((1, config.hop_length, config.audio_channels), jnp.float32)
+    latents = jax.ShapeDtypeStruct((1, 1, config.hidden_size), jnp.float32)
+    return {
+        "encoder": jax.eval_shape(EncodecEncoder(config).init, key, audio)["params"],
+        "decoder": jax.eval_shape(EncodecDecoder(config).init, key, latents)["params"],
+        "codebooks": jax.ShapeDtypeStruct(codebooks, jnp.float32),
+    }
+
+
 def random_encodec(config: EncodecConfig, key: jax.Array) -> dict[str, Any]:
     """Random parameters: kernels by fan-in, biases zero, codebooks standard normal and halved with each level.
 
     The scales are those of the modules' own initialisers, but everything is one draw cut in pieces, because tracing
     some sixty draws takes XLA a hundred times longer than running them.
     """
-    audio = jax.ShapeDtypeStruct((1, config.hop_length, config.audio_channels), jnp.float32)
-    latents = jax.ShapeDtypeStruct((1, 1, config.hidden_size), jnp.float32)
-    codebooks = (config.num_quantizers, config.codebook_size, config.hidden_size)
-    shapes = {
-        "encoder": jax.eval_shape(EncodecEncoder(config).init, key, audio)["params"],
-        "decoder": jax.eval_shape(EncodecDecoder(config).init, key, latents)["params"],
-        "codebooks": jax.ShapeDtypeStruct(codebooks, jnp.float32),
-    }
-    paths, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(encodec_shapes(config))
     draws = np.asarray(jax.random.normal(key, (sum(math.prod(leaf.shape) for _, leaf in paths),)))
     pieces = np.split(draws, np.cumsum([math.prod(leaf.shape) for _, leaf in paths])[:-1])
     leaves = []

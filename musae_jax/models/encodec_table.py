@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from musae_jax.models.encodec import EncodecConfig, Layer, decoder_layers, encoder_layers
@@ -69,15 +70,18 @@ class _Reader:
         self.tensors, self.used, self.problems = tensors, set(), []
 
     def take(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor as float64, or zeros and a noted problem."""
+        """The tensor as float64, or a noted problem and a zero that is not to be used (the shape may be absurd)."""
         if key not in self.tensors:
             self.problems.append(f"{key} is missing (expected shape {shape})")
-            return np.zeros(shape)
+            return np.zeros(())
         self.used.add(key)
         value = np.asarray(self.tensors[key])
         if value.shape != shape:
             self.problems.append(f"{key} has shape {value.shape}, expected {shape}")
-            return np.zeros(shape)
+            return np.zeros(())
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            self.problems.append(f"{key} holds {value.dtype}, expected floating point")
+            return np.zeros(())
         value = value.astype(np.float64)
         if not np.isfinite(value).all():
             self.problems.append(f"{key} has values that are not finite")
@@ -89,6 +93,8 @@ class _Reader:
             if f"{prefix}.{v_name}" in self.tensors or f"{prefix}.{g_name}" in self.tensors:
                 g = self.take(f"{prefix}.{g_name}", (shape[0], 1, 1))
                 v = self.take(f"{prefix}.{v_name}", shape)
+                if self.problems:
+                    return v
                 norm = _norm(v)
                 # A silent channel (g = 0, v = 0) is 0, not 0/0.
                 return v * np.divide(g, norm, out=np.zeros_like(g), where=norm > 0)
@@ -114,22 +120,24 @@ def encodec_from_hf(
         if entry.kind == "lstm":
             layers, width = entry.shape
             for layer in range(layers):
-                for ours, theirs in (("input", "weight_ih"), ("recurrent", "weight_hh")):
-                    weight = reader.take(f"{entry.prefix}.{theirs}_l{layer}", (4 * width, width))
-                    leaf[f"{ours}_{layer}"] = _float32(weight.T)
-                biases = [reader.take(f"{entry.prefix}.bias_{side}_l{layer}", (4 * width,)) for side in ("ih", "hh")]
-                leaf[f"bias_{layer}"] = _float32(biases[0] + biases[1])
+                weights = [reader.take(f"{entry.prefix}.weight_{s}_l{layer}", (4 * width, width)) for s in ("ih", "hh")]
+                biases = [reader.take(f"{entry.prefix}.bias_{s}_l{layer}", (4 * width,)) for s in ("ih", "hh")]
+                if not reader.problems:  # with one only the list of them is wanted
+                    leaf[f"input_{layer}"], leaf[f"recurrent_{layer}"] = (_float32(weight.T) for weight in weights)
+                    leaf[f"bias_{layer}"] = _float32(biases[0] + biases[1])
             continue
         axes = _torch_axes(entry.kind)
         torch_shape = tuple(entry.shape[axis] for axis in np.argsort(axes))
-        leaf["kernel"] = _float32(reader.kernel(entry.prefix, torch_shape).transpose(axes))
-        leaf["bias"] = _float32(reader.take(f"{entry.prefix}.bias", (entry.shape[2],)))
+        weight, bias = reader.kernel(entry.prefix, torch_shape), reader.take(f"{entry.prefix}.bias", (entry.shape[2],))
+        if not reader.problems:
+            leaf["kernel"], leaf["bias"] = _float32(weight.transpose(axes)), _float32(bias)
     codebooks = []
     for k in range(config.num_quantizers):
         prefix = f"quantizer.layers.{k}.codebook"
         codebooks.append(reader.take(f"{prefix}.embed", (config.codebook_size, config.hidden_size)))
         reader.used.update(key for name in CODEBOOK_EXTRAS if (key := f"{prefix}.{name}") in tensors)
-    params["codebooks"] = _float32(np.stack(codebooks))
+    if not reader.problems:
+        params["codebooks"] = _float32(np.stack(codebooks))
     return params, reader.used, reader.problems
 
 

@@ -1,6 +1,7 @@
 """Reading a Hugging Face `config.json` strictly: what we do not know, we refuse by name."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ _GENERIC = """
     torchscript transformers_version typical_p use_bfloat16 use_cache
 """
 GENERIC = frozenset(_GENERIC.split())
+# More layers, heads or codebooks than any model has, and wider: a damaged or hostile file, that would otherwise be
+# refused only after hours of building what it describes.
+MANY, LARGE = 1024, 2**24
 
 
 def read_fields(
@@ -42,9 +46,12 @@ def read_fields(
         elif name in fields:
             # JSON writes a whole number where a float is meant, and the other way round.
             kind = type(fields[name].default)
-            if kind in (int, float) and type(value) in (int, float) and kind(value) == value:
+            number = kind in (int, float) and type(value) in (int, float) and math.isfinite(value)
+            if number and kind(value) == value:
                 if kind is int and value < (0 if name.endswith("_id") else 1):
                     problems.append(f"{where}.{name} is {value!r}, which is too small")
+                elif value > (MANY if name.startswith("num_") else LARGE):
+                    problems.append(f"{where}.{name} is {value!r}, which is too large")
                 else:
                     known[name] = kind(value)
             elif isinstance(value, kind) and isinstance(value, bool) == (kind is bool):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -120,6 +121,9 @@ def musicgen_from_hf(tensors: Mapping[str, np.ndarray], config: MusicGenConfig) 
         value = np.asarray(tensors[name])
         if value.shape != shape:
             problems.append(f"tensor {name} has shape {value.shape}, expected {shape}")
+            continue
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            problems.append(f"tensor {name} holds {value.dtype}, expected floating point")
             continue
         value = value.astype(np.float32)
         if not np.isfinite(value).all():

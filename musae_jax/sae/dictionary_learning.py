@@ -15,7 +15,7 @@ from musae_jax.sae.folding import Params, fold_decoder_norm
 from musae_jax.sae.hooks import our_hook
 from musae_jax.sae.sae import SAEConfig
 from musae_jax.sae.tensors import check_tensors
-from musae_jax.sae.torch_file import read_torch_file
+from musae_jax.torch_file import read_torch_file
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}  # the matrices transposed

@@ -1,5 +1,6 @@
 """Folders written by transformers and by us, and the ways in which a folder can be wrong."""
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -12,8 +13,10 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from musae_jax.errors import MusaeError
-from musae_jax.models.checkpoints import CONFIG, INDEX, WEIGHTS, load_musicgen, save_musicgen
+from musae_jax.models.checkpoints import load_musicgen, save_musicgen
+from musae_jax.models.folder import CONFIG, INDEX, PICKLED, PICKLED_INDEX, WEIGHTS
 from musae_jax.models.musicgen import encode_text, forward
+from musae_jax.models.summary import describe_model
 
 torch = pytest.importorskip("torch")
 
@@ -212,13 +215,22 @@ def test_files_that_are_not_what_they_should_be(broken, tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "sprung"), "w"))
 
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(MusaeError, match=r"pytorch_model.bin is pickled"):
+    (folder / PICKLED).write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(MusaeError, match=r"pytorch_model.bin is not a whole file of torch"):
+        load_musicgen(folder)
+    torch.save({"a": Trap()}, folder / PICKLED)
+    with pytest.raises(MusaeError, match="a pickle can run code"):
         load_musicgen(folder)
     assert not (tmp_path / "sprung").exists()
-    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
-    with pytest.raises(MusaeError, match="outside its folder"):
-        load_musicgen(folder)
+    (folder / PICKLED).unlink()
+    for name in ("../../secret.safetensors", "/etc/secret.safetensors", "a\\b.safetensors", "c/d.safetensors"):
+        (folder / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(MusaeError, match="outside its folder"):
+            load_musicgen(folder)
+    for weights in ({"a": "code.py"}, {"a": ".."}, {"a": 3}, ["a"], None):
+        (folder / INDEX).write_text(json.dumps({"weight_map": weights}))
+        with pytest.raises(MusaeError, match=r"which is no|has no weight_map"):
+            load_musicgen(folder)
     (folder / CONFIG).write_text("{")
     with pytest.raises(MusaeError, match="not readable JSON"):
         load_musicgen(folder)
@@ -228,7 +240,108 @@ def test_files_that_are_not_what_they_should_be(broken, tmp_path):
     with pytest.raises(MusaeError, match="there is no folder"):
         load_musicgen(tmp_path / "nothing")
     with pytest.raises(MusaeError, match="is a file"):
-        load_musicgen(tmp_path / "model" / "pytorch_model.bin")
+        load_musicgen(tmp_path / "model" / INDEX)
+
+
+def test_pickled_folders_are_read_without_running_them(pair, tmp_path):
+    """pytorch_model.bin, whole and in shards, as transformers wrote them before safetensors."""
+    state, folder = pair("odd").theirs.state_dict(), tmp_path / "model"
+    shutil.copytree(pair("odd").folder, folder)
+    (folder / WEIGHTS).unlink()
+    torch.save(state, folder / PICKLED)
+    assert_same(pair("odd").ours, load_musicgen(folder))
+    assert "pytorch_model.bin" in describe_model(folder)
+    (folder / PICKLED).unlink()
+    halves = {f"pytorch_model-{i + 1:05}-of-00002.bin": sorted(state)[i::2] for i in range(2)}
+    for name, keys in halves.items():
+        torch.save({key: state[key] for key in keys}, folder / name)
+    places = {key: name for name, keys in halves.items() for key in keys}
+    (folder / PICKLED_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert_same(pair("odd").ours, load_musicgen(folder))
+    assert "pytorch_model-00001-of-00002.bin and 1 more" in describe_model(folder)
+    torch.save({}, folder / "pytorch_model-00002-of-00002.bin")
+    with pytest.raises(MusaeError, match=r"is not in pytorch_model-00002-of-00002\.bin, where the index puts it"):
+        load_musicgen(folder)
+    (folder / "pytorch_model-00001-of-00002.bin").unlink()
+    with pytest.raises(MusaeError, match=r"pytorch_model-00001-of-00002\.bin is missing"):
+        describe_model(folder)
+
+
+def test_a_model_is_told_from_its_headers(pair, monkeypatch):
+    told = describe_model(pair("stereo").folder)
+    mg = pair("stereo").ours
+    count = sum(leaf.size for leaf in jax.tree.leaves(mg.params)) / 1e6
+    assert "MusicGen: 2 blocks of width 24 and 2 heads, 6 codebooks of 32, 50 Hz frames, 400 Hz stereo sound" in told
+    assert f"{count:.1f} M parameters, without tokenizer" in told
+    assert "Hugging Face layout, model.safetensors" in told and "float32" in told
+
+
+def header(size: int, text: bytes, data: bytes = b"") -> bytes:
+    return size.to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header(2**63, b"{}"),
+        header(10**12, b"{}"),
+        header(0, b""),
+        header(2, b"{}", b"left over"),
+        header(2, b"[]"),
+        header(4, b'{"a"'),
+        header(56, b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}  ', bytes(4)),
+        header(66, b'{"a":{"dtype":"F32","shape":[99999999999],"data_offsets":[0,4]}}  ', bytes(4)),
+        header(56, b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[8,4]}}  ', bytes(8)),
+        header(56, b'{"a":{"dtype":"Q99","shape":[1],"data_offsets":[0,4]}}  ', bytes(4)),
+        header(20_000, b"[" * 20_000),
+    ],
+)
+def test_absurd_safetensors_headers(broken, content):
+    folder, *_ = broken
+    (folder / WEIGHTS).write_bytes(content)
+    for read in (load_musicgen, describe_model):
+        with pytest.raises(MusaeError, match="not a complete safetensors file") as error:
+            read(folder)
+        assert "\n" not in str(error.value)
+
+
+def test_tensors_of_a_wrong_type_and_names_with_control_characters(broken):
+    _, tensors, _, load = broken
+    tensors["decoder.lm_heads.1.weight"] = tensors["decoder.lm_heads.1.weight"].astype(np.int32)
+    tensors["audio_encoder.decoder.layers.0.conv.bias"] = np.ones(8, bool)
+    tensors["\x1b[31mred\nline"] = np.zeros(1)
+    with pytest.raises(MusaeError) as error:
+        load()
+    message = str(error.value)
+    assert "tensor decoder.lm_heads.1.weight holds int32, expected floating point" in message
+    assert "audio_encoder.decoder.layers.0.conv.bias holds bool, expected floating point" in message
+    assert "tensor ?[31mred?line has no place" in message
+    tensors |= {f"x{i}": np.zeros(1) for i in range(500)}
+    with pytest.raises(MusaeError, match=r"\(503 found\).*and 491 more$"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("decoder", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, which is too large"),
+        ("decoder", {"hidden_size": float("nan")}, "decoder.hidden_size is nan"),
+        ("text_encoder", {"num_layers": 10**7}, "num_layers is 10000000, which is too large"),
+        ("audio_encoder", {"num_residual_layers": 10**9}, "at most 16 of each"),
+        ("audio_encoder", {"upsampling_ratios": ["5", 2]}, "audio_encoder.upsampling_ratios"),
+        ("audio_encoder", {"target_bandwidths": [float("inf")]}, "audio_encoder.target_bandwidths"),
+        ("audio_encoder", {"num_filters": 10**12}, "num_filters is 1000000000000"),
+        ("audio_encoder", {"num_filters": 2**24}, "has shape"),
+        ("decoder", {"hidden_size": 3 * 2**22}, "has shape"),
+    ],
+)
+def test_configs_of_absurd_sizes_are_refused_at_once(broken, part, change, words):
+    folder, _, config, load = broken
+    config[part] |= change
+    with pytest.raises(MusaeError, match=words):
+        load()
+    with contextlib.suppress(MusaeError):  # not so absurd that it could not be told
+        describe_model(folder)
 
 
 def test_a_broken_tokenizer_is_named(broken):

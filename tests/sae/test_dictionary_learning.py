@@ -13,7 +13,7 @@ import pytest
 from musae_jax.errors import MusaeError
 from musae_jax.sae.formats import load_sae
 from musae_jax.sae.sae import sae_decode, sae_encode
-from musae_jax.sae.torch_file import read_torch_file
+from musae_jax.torch_file import read_torch_file
 
 torch = pytest.importorskip("torch")
 

@@ -1,7 +1,7 @@
-"""The tensors of a file that `torch.save` wrote (a zip with data.pkl), read without torch and without unpickling.
+"""Files that `torch.save` wrote (a zip with data.pkl), read without torch and without unpickling.
 
 A pickle is a program for a small stack machine that may call anything. This one is walked opcode by opcode, and only
-what a dict of tensors consists of is understood: numbers, strings, containers, and a handful of names that are compared
+what dicts of tensors consist of is understood: numbers, strings, containers, and a handful of names that are compared
 as strings and never looked up. All else is refused, so a file cannot run code here.
 """
 
@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,35 +31,53 @@ _TENSOR, _PARAMETER, _DICT = (
     "torch._utils _rebuild_parameter",
     "collections OrderedDict",
 )
+_NAMES = {*_STORAGES, _TENSOR, _PARAMETER, _DICT}
 _VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE")
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _MARK = object()
 
 
-def read_torch_file(path: Path) -> dict[str, np.ndarray]:
+def read_torch_file(path: Path, shapes_only: bool = False) -> dict[str, Any]:
     """The tensors of a saved state dict by name, in the dtypes they were saved in (bfloat16 as ml_dtypes).
+
+    With `shapes_only` each is a `jax.ShapeDtypeStruct`, and the numbers themselves are not read.
 
     Raises:
       MusaeError: the file is missing or damaged, was written by torch before 1.6, or holds more than a dict of tensors.
     """
+    values = read_torch_values(path, shapes_only)
+    if not all(isinstance(value, np.ndarray | jax.ShapeDtypeStruct) for value in values.values()):
+        raise _refusal(path, "its top is something else")
+    return values
+
+
+def read_torch_values(path: Path, shapes_only: bool = False) -> dict[str, Any]:
+    """As `read_torch_file`, for a dict that may also hold text, numbers and further dicts of tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(path, archive)
+            values = _read(path, archive, shapes_only)
     except FileNotFoundError:
-        raise MusaeError(f"{path} is missing; get the SAE's folder again") from None
-    except (zipfile.BadZipFile, EOFError, KeyError, RuntimeError) as error:
+        raise MusaeError(f"{path} is missing; get its folder again") from None
+    except (zipfile.BadZipFile, EOFError, KeyError, RuntimeError, OSError) as error:
         raise MusaeError(
             f"{path} is not a whole file of torch 1.6 or later ({str(error).strip()}); load it with torch and save its"
             " state dict again, best as safetensors"
         ) from None
+    if not isinstance(values, dict):
+        raise _refusal(path, "its top is something else")
+    return values
 
 
-def _read(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+def _refusal(path: Path, what: str) -> MusaeError:
+    return MusaeError(
+        f"{path} holds more than a dict of tensors ({what}) and is not read, because a pickle can run code; load it"
+        " with torch where you trust it and save its state dict"
+    )
+
+
+def _read(path: Path, archive: zipfile.ZipFile, shapes_only: bool) -> Any:
     def refuse(what: str) -> MusaeError:
-        return MusaeError(
-            f"{path} holds more than a dict of tensors ({what}) and is not read, because a pickle can run code; load it"
-            " with torch where you trust it and save its state dict"
-        )
+        return _refusal(path, what)
 
     entries = {info.filename.partition("/")[2]: info for info in archive.infolist()}
     if "data.pkl" not in entries:
@@ -74,10 +93,16 @@ def _read(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
             raise refuse("a tensor of an unknown kind")
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
             raise refuse("a tensor with an odd shape")
-        flat = np.frombuffer(archive.read(entries[f"data/{storage[2]}"]), _STORAGES[storage[1]])
+        entry, dtype = entries[f"data/{storage[2]}"], np.dtype(_STORAGES[storage[1]])
+        held = entry.file_size // dtype.itemsize
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride))
-        if math.prod(shape) > flat.size or (math.prod(shape) and last >= flat.size):
+        if math.prod(shape) > held or (math.prod(shape) and last >= held):
             raise refuse("a tensor that is larger than its data")
+        if shapes_only:
+            return jax.ShapeDtypeStruct(shape, dtype)
+        if not math.prod(shape):
+            return np.zeros(shape, dtype)
+        flat = np.frombuffer(archive.read(entry), dtype)
         steps = [step * flat.itemsize for step in stride]
         return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps).copy()
 
@@ -86,19 +111,14 @@ def _read(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
             return {}
         if name == _TENSOR and len(arguments) >= 4:
             return tensor(*arguments[:4])
-        if name == _PARAMETER and len(arguments) == 3 and isinstance(arguments[0], np.ndarray):
+        if name == _PARAMETER and len(arguments) == 3 and isinstance(arguments[0], np.ndarray | jax.ShapeDtypeStruct):
             return arguments[0]
-        raise refuse(f"a call of {name}")
+        raise refuse(f"a call of {str(name)[:80]!r}")
 
     try:
-        value = _walk(archive.read(entries["data.pkl"]), call, refuse)
-    except (IndexError, TypeError, ValueError, AttributeError) as error:
+        return _walk(archive.read(entries["data.pkl"]), call, refuse)
+    except (IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise refuse(f"a pickle that does not add up: {error}") from None
-    if not isinstance(value, dict) or not all(
-        isinstance(name, str) and isinstance(leaf, np.ndarray) for name, leaf in value.items()
-    ):
-        raise refuse("its top is something else")
-    return value
 
 
 def _walk(program: bytes, call: Any, refuse: Any) -> Any:
@@ -112,6 +132,12 @@ def _walk(program: bytes, call: Any, refuse: Any) -> Any:
         del stack[at:]
         return values
 
+    def named(values: list[Any]) -> dict[str, Any]:
+        # Strings only: to hash a tuple of tuples of tuples can overflow the interpreter's own stack.
+        if not all(isinstance(key, str) for key in values[::2]):
+            raise refuse("a dict whose keys are not names")
+        return dict(zip(values[::2], values[1::2], strict=True))
+
     for opcode, argument, _ in pickletools.genops(program):
         name = opcode.name
         if name in _VALUES:
@@ -119,7 +145,9 @@ def _walk(program: bytes, call: Any, refuse: Any) -> Any:
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
         elif name == "GLOBAL":
-            stack.append(argument)  # "module name", a string that is never looked up; `call` knows three of them
+            if argument not in _NAMES:
+                raise refuse(f"the name {argument[:80]!r}")
+            stack.append(argument)  # "module name", a string that is never looked up
         elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"):
             stack.append({"D": {}, "L": [], "T": ()}[name[6]])
         elif name == "MARK":
@@ -140,10 +168,10 @@ def _walk(program: bytes, call: Any, refuse: Any) -> Any:
             stack[-1] = call(stack[-1], arguments)
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
-            stack[-1][key] = value
+            stack[-1].update(named([key, value]))
         elif name == "SETITEMS":
             values = since_mark()
-            stack[-1].update(zip(values[::2], values[1::2], strict=True))
+            stack[-1].update(named(values))
         elif name == "BUILD":  # the _metadata of a module's state dict: versions, of no use here
             if not isinstance(stack.pop(), dict) or not isinstance(stack[-1], dict):
                 raise refuse("an object's state")

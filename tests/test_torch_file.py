@@ -1,0 +1,65 @@
+"""Saved files with more than one dict in them, and shapes without numbers."""
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from musae_jax.errors import MusaeError
+from musae_jax.torch_file import read_torch_file, read_torch_values
+
+torch = pytest.importorskip("torch")
+
+
+def test_dicts_within_dicts_and_text(tmp_path):
+    layer = torch.nn.Linear(3, 2)
+    torch.save({"best_state": layer.state_dict(), "xp.cfg": "a: 1", "exported": True, "n": None}, tmp_path / "a.bin")
+    values = read_torch_values(tmp_path / "a.bin")
+    assert values["xp.cfg"] == "a: 1" and values["exported"] is True and values["n"] is None
+    np.testing.assert_array_equal(values["best_state"]["weight"], layer.weight.detach().numpy())
+    with pytest.raises(MusaeError, match="more than a dict of tensors"):
+        read_torch_file(tmp_path / "a.bin")
+    torch.save([torch.zeros(2)], tmp_path / "b.bin")
+    with pytest.raises(MusaeError, match="more than a dict of tensors"):
+        read_torch_values(tmp_path / "b.bin")
+
+
+def test_shapes_alone(tmp_path):
+    torch.save({"a": torch.zeros(3, 4).half(), "b": torch.nn.Parameter(torch.ones(2, 5).T)}, tmp_path / "a.bin")
+    shapes = read_torch_file(tmp_path / "a.bin", shapes_only=True)
+    assert {name: (part.shape, str(part.dtype)) for name, part in shapes.items()} == {
+        "a": ((3, 4), "float16"),
+        "b": ((5, 2), "float32"),
+    }
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02}(K\x01K\x02u.",  # a dict by numbers
+        b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.",  # one by a very deep tuple
+        b"\x80\x02X\x05\x00\x00\x00a\nb\nc)R.",  # a call of a name with line breaks
+        b"\x80\x02" + pickle.dumps({"a": print}, protocol=2)[2:],
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ\x8a\x0a" + b"\xff" * 9 + b"\x00K\x00\x85K\x01\x85tR.",
+    ],
+)
+@pytest.mark.parametrize("shapes_only", [False, True])
+def test_odd_programs_are_one_sentence(tmp_path, program, shapes_only):
+    with zipfile.ZipFile(tmp_path / "a.bin", "w") as archive:
+        archive.writestr("a/data.pkl", program)
+        archive.writestr("a/data/0", bytes(16))
+    with pytest.raises(MusaeError) as error:
+        read_torch_values(tmp_path / "a.bin", shapes_only)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_length_that_the_directory_makes_up(tmp_path):
+    torch.save({"a": torch.zeros(4)}, tmp_path / "a.bin")
+    data = (tmp_path / "a.bin").read_bytes()
+    at = data.rindex(b"a/data/0") - 46
+    changed = data[: at + 20] + (2**31).to_bytes(4, "little") * 2 + data[at + 28 :]
+    (tmp_path / "a.bin").write_bytes(changed)
+    with pytest.raises(MusaeError, match="not a whole file"):
+        read_torch_file(tmp_path / "a.bin")
