@@ -40,9 +40,10 @@ def describe(path: str) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(mg.params))
     sizes = f"{c.decoder.num_hidden_layers} blocks of width {c.decoder.hidden_size}"
     codes = f"{c.num_codebooks} codebooks of {c.decoder.vocab_size}, {c.frame_rate:g} Hz frames"
+    kind = "MusicGen" if c.melody is None else "MusicGen that takes a melody"
     tokenizer = "with" if mg.tokenizer is not None else "without"
     return (
-        f"MusicGen: {sizes}, {codes}, {c.sampling_rate} Hz sound, {count / 1e6:.1f} M parameters, {tokenizer} tokenizer"
+        f"{kind}: {sizes}, {codes}, {c.sampling_rate} Hz sound, {count / 1e6:.1f} M parameters, {tokenizer} tokenizer"
     )
 
 
