@@ -179,7 +179,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention (none in a melody checkpoint), feed-forward; each adds to the stream x [R, P, D]."""
+    """Self-attention, cross-attention (not in a melody checkpoint), feed-forward; each adds to the residual stream x
+    [R, P, D]."""
 
     config: DecoderConfig
 
@@ -194,9 +195,9 @@ class Block(nn.Module):
         self.down = nn.Dense(c.hidden_size, use_bias=False, kernel_init=init)
 
     def __call__(self, x, bias, cross=None, before=None, cache=None, start=0):
-        """`bias` masks self-attention, `cross` is (keys, values, bias) or None, `before` (keys, values) of the prefix or
-        None, `cache` (keys, values) or None; `start` is where in the cache the new keys go. Returns the stream and the
-        keys and values attended to, without the prefix's."""
+        """`bias` masks self-attention, `cross` is (keys, values, bias) or None, `before` (keys, values) of the prefix
+        or None, `cache` (keys, values) or None; `start` is where in the cache the new keys go. Returns the stream and
+        the keys and values attended to, without the prefix's."""
         h = self.self_norm(x)
         query, (key, value) = self.self_attention.queries(h), self.self_attention.keys_values(h)
         if cache is not None:
@@ -259,8 +260,8 @@ class Decoder(nn.Module):
         logits: bool = True,
     ) -> tuple[jax.Array | None, dict[int, jax.Array], Cache]:
         """Logits [R, K, P, V] (or None), residuals {layer: [R, P, D]} after the edits of that layer, and the keys and
-        values so far. The columns are those at positions start … start + P − 1; a cache holds the ones before. Neither positions
-        nor outputs nor edits count a prefix: only the sinusoids go on from it."""
+        values so far. The columns are those at positions start … start + P − 1; a cache holds the ones before. Neither
+        positions nor outputs nor edits count a prefix: only the sinusoids go on from it."""
         if branches is None:
             branches = (UNCONDITIONAL,) if unconditional(condition) else (CONDITIONAL,)
         prefix = condition if isinstance(condition, Prefix) else None

@@ -201,7 +201,11 @@ def _forward(config, params, codes, text, melody, taps, edits, delayed, logits) 
 
 
 def condition_rows(config: MusicGenConfig, text: TextStates | None, melody: Any) -> int | None:
-    """B of text and melody together, None where neither is given; what does not fit the model or each other is named."""
+    """B of text and melody together, None where neither is given.
+
+    Raises:
+      MusaeError: a melody for a model that takes none or of another shape, or rows that do not fit the text's.
+    """
     rows = set() if text is None else {text.states.shape[0]}
     if melody is not None:
         refuse_melody(config)
