@@ -157,7 +157,10 @@ def test_generate_follows_a_melody(tmp_path, tiny_folder, tiny_musicgen, capsys)
         decoder=dataclasses.replace(config.decoder, model_type=PREFIXED),
         melody=MelodyConfig(chroma_length=20),
     )
-    save_musicgen(tmp_path / "melody", random_musicgen(config, jax.random.key(0), tiny_musicgen.tokenizer))
+    mg = random_musicgen(config, jax.random.key(0), tiny_musicgen.tokenizer)
+    # As drawn, the weights are so small that the sampling noise hides any condition.
+    louder = {name: jax.tree.map(lambda x: 8 * x, mg.params[name]) for name in ("decoder", "melody_projection")}
+    save_musicgen(tmp_path / "melody", mg.replace(params=mg.params | louder))
     time = np.arange(44_100) / 22_050
     for name, pitch in (("low", 220.0), ("high", 349.2)):
         write_audio(tmp_path / f"{name}.wav", np.sin(2 * np.pi * pitch * time).astype(np.float32) / 2, 22_050)
