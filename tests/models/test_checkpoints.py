@@ -66,7 +66,9 @@ def test_saved_by_us_read_by_transformers_and_by_us(pair, tmp_path, size):
     save_musicgen(tmp_path / "again", again)
     assert_same(mg, again)
     assert_same(again, load_musicgen(tmp_path / "again"))
-    np.testing.assert_array_equal(encode_text(again, ["slow piano", "drums"]).mask[:, :4], [[1, 1, 1, 0], [1, 1, 0, 0]])
+    padding = 13 if mg.config.melody is None else 0  # a melody checkpoint would read it
+    wanted = np.pad([[1, 1, 1], [1, 1, 0]], ((0, 0), (0, padding)))
+    np.testing.assert_array_equal(encode_text(again, ["slow piano", "drums"]).mask, wanted)
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")

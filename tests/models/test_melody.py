@@ -33,10 +33,9 @@ def some_codes(config, rows=3, frames=21):
 
 def torch_inputs(ids, melody):
     """What transformers takes for our text and melody; no text is one masked token, as its processor makes it."""
-    rows = len(ids) if ids is not None else len(melody) if melody is not None else 3
-    ids = torch.ones((rows, 1), dtype=torch.long) if ids is None else torch.tensor(ids)
-    mask = (ids > 1) | (ids.cumsum(1) > 1) & (ids == 1)
-    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    mask = np.zeros((3, 1), int) if ids is None else (ids != 0).astype(int)
+    ids = np.ones((3, 1), int) if ids is None else ids
+    inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
     return inputs if melody is None else inputs | {"input_features": torch.tensor(melody)}
 
 
@@ -160,6 +159,20 @@ def test_a_greedy_clip_is_a_fixed_point_of_forward_with_edits(pair):
     edited = forward(mg.config, mg.params, codes, taps=(0,), edits=edits, logits=False)
     change = np.asarray(edited.residuals[0] - plain.residuals[0])
     np.testing.assert_allclose(change[:, :9], np.repeat(edits.vectors[0][1], 3, axis=0), atol=1e-5)
+
+
+def test_jit_equals_no_jit_and_gradients_reach_the_melody(pair):
+    mg = pair("melody").ours
+    text, melody, codes = encode_text(mg, IDS), random_melody(3, 5), some_codes(mg.config)
+    jitted = jax.jit(lambda m, scale: generate(mg.config, mg.params, text, KEY, 0.2, scale, audio=False, melody=m))
+    plain = generate(mg.config, mg.params, text, KEY, 0.2, audio=False, melody=melody)
+    np.testing.assert_array_equal(jitted(melody, 3.0).codes, plain.codes)
+    out = forward(mg.config, mg.params, codes, text, melody=melody).logits
+    with jax.disable_jit():
+        eager = forward(mg.config, mg.params, codes, text, melody=melody).logits
+    np.testing.assert_allclose(out, eager, atol=1e-5 * np.abs(out).max())
+    gradient = jax.grad(lambda m: forward(mg.config, mg.params, codes, text, melody=m).logits[:, :, 6].sum())(melody)
+    assert np.all(np.abs(gradient).max((1, 2)) > 0)
 
 
 def test_the_stream_laid_end_to_end_is_the_whole(pair):
