@@ -2,6 +2,7 @@
 
 from musae_jax.errors import MusaeError
 from musae_jax.models.checkpoints import load_musicgen, save_musicgen
+from musae_jax.models.chroma import encode_melody
 from musae_jax.models.decoder import TextStates
 from musae_jax.models.edits import Edits
 from musae_jax.models.generate import generate, generate_stream
@@ -20,6 +21,7 @@ __all__ = [
     "TextStates",
     "decode_codes",
     "encode_audio",
+    "encode_melody",
     "encode_text",
     "forward",
     "generate",

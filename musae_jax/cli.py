@@ -64,6 +64,8 @@ class GenerateFlags:
     """"pocket", a Hugging Face MusicGen folder, or a hub id."""
     seconds: float = 8.0
     """Length."""
+    melody: Path | None = None
+    """A sound file whose melody to follow, of which the first 30 s count; for melody checkpoints."""
     seed: int = 0
     """Same seed, same sound."""
     guidance_scale: float = 3.0
@@ -177,8 +179,9 @@ def generate_verb(flags: GenerateFlags) -> str:
     import jax
     import numpy as np
 
-    from musae_jax.audio.io import write_audio
+    from musae_jax.audio.io import read_audio, write_audio
     from musae_jax.models.checkpoints import load_musicgen
+    from musae_jax.models.chroma import encode_melody
     from musae_jax.models.generate import generate
     from musae_jax.models.musicgen import encode_text
 
@@ -186,6 +189,9 @@ def generate_verb(flags: GenerateFlags) -> str:
         raise MusaeError(f"--seconds is {flags.seconds}; it must be between 0.1 and 30")
     mg = load_musicgen(flags.model)
     text = encode_text(mg, [flags.prompt]) if flags.prompt else None
+    melody = None
+    if flags.melody is not None:
+        melody = encode_melody(mg.config, read_audio(flags.melody, mg.config.sampling_rate)[None])
     started = time.perf_counter()
     made = generate(
         mg.config,
@@ -197,6 +203,7 @@ def generate_verb(flags: GenerateFlags) -> str:
         top_k=flags.top_k,
         temperature=flags.temperature,
         batch_size=None if flags.prompt else 1,
+        melody=melody,
     )
     write_audio(flags.out, np.asarray(made.audio[0]), mg.config.sampling_rate)
     took = time.perf_counter() - started

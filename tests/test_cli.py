@@ -1,11 +1,13 @@
 """The command: what it prints, what it exits with, and bad input as one clear sentence with nothing half-written."""
 
+import dataclasses
 import json
 import re
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -14,6 +16,10 @@ from musae_jax import cli
 from musae_jax.audio.io import read_audio, write_audio
 from musae_jax.config import RunConfig, TrainConfig, from_record, read_yaml, to_record
 from musae_jax.errors import MusaeError
+from musae_jax.models.checkpoints import save_musicgen
+from musae_jax.models.decoder import PREFIXED
+from musae_jax.models.melody import MelodyConfig
+from musae_jax.models.musicgen import random_musicgen
 
 SMALL = ("--compose.seconds", "2", "--train.steps", "20", "--train.d-sae", "64", "--train.batch-size", "128")
 
@@ -142,6 +148,40 @@ def test_generate_writes_sound_and_the_same_sound_again(tmp_path, tiny_folder, c
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
     assert len(read_audio(files[0], 16_000)) == 8_000
     assert "--seconds" in fails(capsys, "generate", "x", "--out", tmp_path / "d.wav", "--seconds", "0")
+
+
+def test_generate_follows_a_melody(tmp_path, tiny_folder, tiny_musicgen, capsys):
+    config = tiny_musicgen.config
+    config = dataclasses.replace(
+        config,
+        decoder=dataclasses.replace(config.decoder, model_type=PREFIXED),
+        melody=MelodyConfig(chroma_length=20),
+    )
+    mg = random_musicgen(config, jax.random.key(0), tiny_musicgen.tokenizer)
+    # As drawn, the weights are so small that the sampling noise hides any condition.
+    louder = {name: jax.tree.map(lambda x: 8 * x, mg.params[name]) for name in ("decoder", "melody_projection")}
+    save_musicgen(tmp_path / "melody", mg.replace(params=mg.params | louder))
+    time = np.arange(44_100) / 22_050
+    for name, pitch in (("low", 220.0), ("high", 349.2)):
+        write_audio(tmp_path / f"{name}.wav", np.sin(2 * np.pi * pitch * time).astype(np.float32) / 2, 22_050)
+
+    def made(name, *flags):
+        out = tmp_path / name
+        arguments = ["generate", "flute", "--out", str(out), "--model", str(tmp_path / "melody"), "--seconds", "0.5"]
+        assert cli.main([*arguments, *map(str, flags)]) == 0
+        return out.read_bytes()
+
+    low = made("a.wav", "--melody", tmp_path / "low.wav")
+    assert low == made("b.wav", "--melody", tmp_path / "low.wav")
+    assert len({low, made("c.wav", "--melody", tmp_path / "high.wav"), made("d.wav")}) == 3
+    assert cli.main(["info", str(tmp_path / "melody")]) == 0
+    assert "takes a melody" in capsys.readouterr().out
+
+    flags = ("generate", "x", "--out", tmp_path / "e.wav", "--seconds", "0.5", "--melody")
+    error = fails(capsys, *flags, tmp_path / "low.wav", "--model", tiny_folder)
+    assert "takes no melody" in error and error.count(";") == 1
+    assert "gone.wav cannot be read" in fails(capsys, *flags, tmp_path / "gone.wav", "--model", tmp_path / "melody")
+    assert not (tmp_path / "e.wav").exists()
 
 
 def test_info_and_doctor(tmp_path, tiny_folder, capsys):

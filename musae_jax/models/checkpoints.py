@@ -4,6 +4,7 @@ A folder holds config.json, model.safetensors (or pytorch_model.bin, or shards o
 prompts are to be strings, tokenizer files. The tensors are matched by the table in `musicgen_table`.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,11 @@ from safetensors.numpy import save_file
 from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_folder, atomic_path, write_json
 from musae_jax.models.audiocraft import CODEC, LM, is_audiocraft, read_audiocraft
-from musae_jax.models.decoder import DecoderConfig
+from musae_jax.models.decoder import CROSS_ATTENDING, PREFIXED, DecoderConfig
 from musae_jax.models.encodec import EncodecConfig
 from musae_jax.models.folder import CONFIG, INDEX, WEIGHTS, fetch, fetch_model, read_object, read_tensors, refuse
 from musae_jax.models.hf_config import GENERIC
+from musae_jax.models.melody import MelodyConfig
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig
 from musae_jax.models.musicgen_table import musicgen_from_hf, musicgen_to_hf
 from musae_jax.models.t5 import T5Config
@@ -27,10 +29,11 @@ from musae_jax.models.t5 import T5Config
 POCKET = Path(__file__).resolve().parent.parent / "pocket" / "weights"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SHARD_BYTES = 5_000_000_000
+DECODERS = {"musicgen": CROSS_ATTENDING, "musicgen_melody": PREFIXED}  # the decoder of each kind of checkpoint
 
 
 def load_musicgen(source: str | Path = "pocket", dtype: str = "float32", revision: str | None = None) -> MusicGen:
-    """A MusicGen from "pocket" (the bundled one), a folder, or a hub id such as "facebook/musicgen-small".
+    """A MusicGen from "pocket" (the bundled one), a folder, or a hub id: "facebook/musicgen-small", "…-melody", ….
 
     A folder is in the Hugging Face layout, or in audiocraft's (state_dict.bin and compression_state_dict.bin). All
     problems (missing, misshapen or unknown tensors, unknown config attributes) are in one `MusaeError`. `dtype` is
@@ -51,7 +54,8 @@ def load_musicgen(source: str | Path = "pocket", dtype: str = "float32", revisio
 
 
 def save_musicgen(folder: str | Path, mg: MusicGen, dtype: str = "float32", shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes the folder that `load_musicgen` and transformers' `MusicgenForConditionalGeneration` read.
+    """Writes the folder that `load_musicgen` and transformers' `MusicgenForConditionalGeneration` read, or for a melody
+    checkpoint `MusicgenMelodyForConditionalGeneration`.
 
     `dtype` is "float32" or, for a file of half the size, "float16". Other files of an existing folder stay.
     """
@@ -92,20 +96,25 @@ def read_config(folder: Path) -> MusicGenConfig:
     path = folder / CONFIG
     values = read_object(path)
     kind = values.get("model_type")
-    if kind != "musicgen":
+    if kind not in DECODERS:
         raise MusaeError(
-            f"{path} describes a model of type {kind!r}, but a 'musicgen' is expected; choose a MusicGen checkpoint"
+            f"{path} describes a model of type {kind!r}, but a {' or '.join(map(repr, DECODERS))} is expected; "
+            "choose a MusicGen checkpoint"
         )
     parts = {name: values.get(name) for name in ("text_encoder", "audio_encoder", "decoder")}
     absent = [name for name, part in parts.items() if not isinstance(part, dict)]
     if absent:
         raise MusaeError(f"{path} lacks the block {' and the block '.join(absent)}; fetch the checkpoint again")
-    unknown = sorted(set(values) - set(parts) - GENERIC - {"initializer_factor", "sampling_rate"})
-    problems = [f"{name} is an attribute that musae_jax does not know" for name in unknown]
+    melody, problems = MelodyConfig.from_hf(values) if DECODERS[kind] == PREFIXED else (None, [])
+    ours = {"initializer_factor", "sampling_rate", *(() if melody is None else dataclasses.asdict(melody))}
+    unknown = sorted(set(values) - set(parts) - GENERIC - ours)
+    problems += [f"{name} is an attribute that musae_jax does not know" for name in unknown]
     text, found = T5Config.from_hf(parts["text_encoder"])
     problems += found
-    decoder, found = DecoderConfig.from_hf(parts["decoder"])
+    decoder, found = DecoderConfig.from_hf({"model_type": DECODERS[kind], **parts["decoder"]})
     problems += found
+    if decoder.model_type != DECODERS[kind]:
+        problems.append(f"decoder.model_type is {decoder.model_type!r} in a {kind!r}, which has a {DECODERS[kind]!r}")
     try:
         audio = EncodecConfig.from_hf(parts["audio_encoder"])
     except MusaeError as error:
@@ -118,7 +127,7 @@ def read_config(folder: Path) -> MusicGenConfig:
     if audio.audio_channels != 1:
         problems.append(f"audio_encoder.audio_channels is {audio.audio_channels}, but MusicGen's codec is mono")
     refuse(folder, problems)
-    return MusicGenConfig(text=text, audio=audio, decoder=decoder)
+    return MusicGenConfig(text=text, audio=audio, decoder=decoder, melody=melody)
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -176,11 +185,13 @@ def _write(folder: Path, mg: MusicGen, dtype: str, shard_bytes: int) -> None:
             "max_length": mg.config.frames(10.0) + c.delays,
         },
     )
+    melody = mg.config.melody
     write_json(
         folder / CONFIG,
         {
-            "architectures": ["MusicgenForConditionalGeneration"],
-            "model_type": "musicgen",
+            "architectures": [f"Musicgen{'' if melody is None else 'Melody'}ForConditionalGeneration"],
+            "model_type": "musicgen" if melody is None else "musicgen_melody",
+            **({} if melody is None else dataclasses.asdict(melody)),
             "dtype": dtype,
             "is_encoder_decoder": True,
             "text_encoder": {**mg.config.text.to_hf(), "dtype": dtype},

@@ -1,4 +1,7 @@
-"""MusicGen's decoder: a pre-norm transformer over summed codebook embeddings (Copet et al., arXiv 2306.05284)."""
+"""MusicGen's decoder: a pre-norm transformer over summed codebook embeddings (Copet et al., arXiv 2306.05284).
+
+Text reaches it by cross-attention, or, in a melody checkpoint, as a prefix before the music.
+"""
 
 import dataclasses
 import math
@@ -13,11 +16,14 @@ from musae_jax.models.edits import CONDITIONAL, UNCONDITIONAL, Edits, apply_edit
 from musae_jax.models.hf_config import read_fields
 from musae_jax.models.t5 import ACTIVATIONS, MASKED
 
+CROSS_ATTENDING, PREFIXED = "musicgen_decoder", "musicgen_melody_decoder"
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """The attributes of transformers' `MusicgenDecoderConfig` that matter when nothing is dropped out."""
 
+    model_type: str = CROSS_ATTENDING
     vocab_size: int = 2048
     max_position_embeddings: int = 2048  # kept for the file; positions are computed to any length
     num_hidden_layers: int = 24
@@ -32,6 +38,11 @@ class DecoderConfig:
     bos_token_id: int = 2048
 
     @property
+    def prefixed(self) -> bool:
+        """Whether conditions stand before the music, instead of being attended to across."""
+        return self.model_type == PREFIXED
+
+    @property
     def delays(self) -> int:
         """The number of different delays D: T frames take T + D columns."""
         return self.num_codebooks // self.audio_channels
@@ -40,9 +51,11 @@ class DecoderConfig:
     def from_hf(cls, values: dict) -> tuple["DecoderConfig", list[str]]:
         """The config in a Hugging Face dictionary, and the list of problems found."""
         ignored = ("dropout", "attention_dropout", "activation_dropout", "layerdrop", "classifier_dropout")
-        fixed = {"model_type": ("musicgen_decoder",), "scale_embedding": (False,), "tie_word_embeddings": (False,)}
+        fixed = {"scale_embedding": (False,), "tie_word_embeddings": (False,)}
         known, problems = read_fields(cls, values, "decoder", ignored, fixed)
         c = cls(**known)
+        if c.model_type not in (CROSS_ATTENDING, PREFIXED):
+            problems.append(f"decoder.model_type is {c.model_type!r}, which is not supported")
         if c.activation_function not in ACTIVATIONS:
             problems.append(f"decoder.activation_function is {c.activation_function!r}, which is not supported")
         if c.audio_channels not in (1, 2) or c.num_codebooks < 1 or c.num_codebooks % c.audio_channels:
@@ -57,12 +70,14 @@ class DecoderConfig:
 
     def to_hf(self) -> dict:
         """The dictionary that transformers reads back."""
-        return {"model_type": "musicgen_decoder", **dataclasses.asdict(self)}
+        return dataclasses.asdict(self)
 
 
 @flax.struct.dataclass
 class TextStates:
-    """What the decoder attends to: states [B, L, D], already multiplied by the mask [B, L] (1 for a real token)."""
+    """What the decoder attends to: states [B, L, D], already multiplied by the mask [B, L] (1 for a real token).
+
+    A melody checkpoint attends to masked states too, as zeros."""
 
     states: jax.Array
     mask: jax.Array
@@ -86,6 +101,21 @@ class Cross:
     bias: jax.Array
 
 
+@flax.struct.dataclass
+class Prefix:
+    """Keys [R, H, d, N] and values [R, H, N, d] of every layer for the N positions before the music; one row serves
+    any number. `null` says that neither text nor melody was given, so that the branch is the unconditional one."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    null: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+def unconditional(condition: Cross | Prefix | None) -> bool:
+    """Whether music under this condition is that of guidance's unconditional branch."""
+    return condition is None or (isinstance(condition, Prefix) and condition.null)
+
+
 def sinusoids(positions: jax.Array, width: int) -> jax.Array:
     """[cos, sin] of the positions at log-spaced frequencies, fp32 [P, width] (transformers'
     `MusicgenSinusoidalPositionalEmbedding`); an odd width gets a zero column."""
@@ -96,12 +126,34 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), jnp.zeros((len(positions), width % 2))], axis=-1)
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) -> jax.Array:
-    """Attention: query [R, P, H, d], key [R, H, d, S], value [R, H, S, d], bias [R?, H?, P, S] to [R, P, H·d]."""
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array,
+    before: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
+    """Attention: query [R, P, H, d], key [R, H, d, S], value [R, H, S, d], bias [R?, H?, P, S] to [R, P, H·d].
+
+    `before` are keys [R?, H, d, N] and values [R?, H, N, d] that every position sees besides: scores are concatenated
+    and not keys, so that a decode step copies neither the prefix nor the cache.
+    """
     query = query.transpose(0, 2, 1, 3) * query.shape[-1] ** -0.5
-    weights = jax.nn.softmax((query @ key).astype(jnp.float32) + bias, axis=-1).astype(value.dtype)  # [R, H, P, S]
-    mixed = (weights @ value).transpose(0, 2, 1, 3)
+    scores = (query @ key).astype(jnp.float32) + bias  # [R, H, P, S]
+    if before is None:
+        mixed = jax.nn.softmax(scores, axis=-1).astype(value.dtype) @ value
+    else:
+        scores = jnp.concatenate([(query @ before[0]).astype(jnp.float32), scores], axis=-1)  # [R, H, P, N + S]
+        length = before[0].shape[-1]
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        mixed = weights[..., :length] @ before[1] + weights[..., length:] @ value
+    mixed = mixed.transpose(0, 2, 1, 3)
     return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def causal_bias(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Additive mask [P, S]: a query at position p sees the keys at positions up to p."""
+    return jnp.where(keys[None, :] <= queries[:, None], 0.0, MASKED)
 
 
 class Attention(nn.Module):
@@ -127,34 +179,38 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention, feed-forward; each adds to the residual stream x [R, P, D]."""
+    """Self-attention, cross-attention (not in a melody checkpoint), feed-forward; each adds to the residual stream x
+    [R, P, D]."""
 
     config: DecoderConfig
 
     def setup(self) -> None:
         c = self.config
         init = nn.initializers.normal(c.initializer_factor)
-        self.self_norm, self.cross_norm, self.ffn_norm = (nn.LayerNorm(epsilon=1e-5) for _ in range(3))
-        self.self_attention, self.cross_attention = Attention(c), Attention(c)
+        self.self_norm, self.ffn_norm = nn.LayerNorm(epsilon=1e-5), nn.LayerNorm(epsilon=1e-5)
+        self.self_attention = Attention(c)
+        if not c.prefixed:
+            self.cross_norm, self.cross_attention = nn.LayerNorm(epsilon=1e-5), Attention(c)
         self.up = nn.Dense(c.ffn_dim, use_bias=False, kernel_init=init)
         self.down = nn.Dense(c.hidden_size, use_bias=False, kernel_init=init)
 
-    def __call__(self, x, bias, cross, cache, start):
-        """`bias` masks self-attention, `cross` is (keys, values, bias) or None, `cache` (keys, values) or None; `start`
-        is where in the cache the new keys go. Returns the stream and the keys and values attended to."""
+    def __call__(self, x, bias, cross=None, before=None, cache=None, start=0):
+        """`bias` masks self-attention, `cross` is (keys, values, bias) or None, `before` (keys, values) of the prefix
+        or None, `cache` (keys, values) or None; `start` is where in the cache the new keys go. Returns the stream and
+        the keys and values attended to, without the prefix's."""
         h = self.self_norm(x)
         query, (key, value) = self.self_attention.queries(h), self.self_attention.keys_values(h)
         if cache is not None:
             key = jax.lax.dynamic_update_slice_in_dim(cache[0], key.astype(cache[0].dtype), start, axis=3)
             value = jax.lax.dynamic_update_slice_in_dim(cache[1], value.astype(cache[1].dtype), start, axis=2)
-        x = x + self.self_attention.out(attention(query, key, value, bias))
+        x = x + self.self_attention.out(attention(query, key, value, bias, before))
         if cross is not None:
             # Rows beyond the text are unconditional: their keys and values would be all zero, so nothing is added.
             rows = cross[0].shape[0]
             h = self.cross_norm(x[:rows])
             added = self.cross_attention.out(attention(self.cross_attention.queries(h), *cross))
             x = x + added if rows == x.shape[0] else jnp.concatenate([x[:rows] + added, x[rows:]])
-        elif self.is_initializing():
+        elif self.is_initializing() and not self.config.prefixed:
             self.cross_attention.out(self.cross_attention.queries(self.cross_norm(x)).reshape(x.shape))
             self.cross_attention.keys_values(x)
         h = ACTIVATIONS[self.config.activation_function](self.up(self.ffn_norm(x)))
@@ -180,10 +236,22 @@ class Decoder(nn.Module):
         bias = jnp.where(text.mask > 0, 0.0, MASKED)[:, None, None, :].astype(jnp.float32)
         return Cross(keys=tuple(k for k, _ in pairs), values=tuple(v for _, v in pairs), bias=bias)
 
+    def prefix(self, states: jax.Array) -> Prefix:
+        """The keys and values of the positions before the music, whose states are [R, N, D], for every layer: computed
+        once and used at every step, since the prefix does not see the music."""
+        x = states.astype(self.embedding.dtype)
+        positions = jnp.arange(x.shape[1])
+        x = x + sinusoids(positions, x.shape[-1]).astype(x.dtype)
+        bias, pairs = causal_bias(positions, positions), []
+        for block in self.blocks:
+            x, pair = block(x, bias)
+            pairs.append(pair)
+        return Prefix(keys=tuple(k for k, _ in pairs), values=tuple(v for _, v in pairs))
+
     def __call__(
         self,
         columns: jax.Array,  # int [R, K, P], delayed
-        cross: Cross | None = None,
+        condition: Cross | Prefix | None = None,
         cache: Cache | None = None,
         start: jax.Array | int = 0,
         taps: tuple[int, ...] = (),
@@ -192,22 +260,27 @@ class Decoder(nn.Module):
         logits: bool = True,
     ) -> tuple[jax.Array | None, dict[int, jax.Array], Cache]:
         """Logits [R, K, P, V] (or None), residuals {layer: [R, P, D]} after the edits of that layer, and the keys and
-        values so far. The columns are those at positions start … start + P − 1; a cache holds the ones before."""
+        values so far. The columns are those at positions start … start + P − 1; a cache holds the ones before. Neither
+        positions nor outputs nor edits count a prefix: only the sinusoids go on from it."""
         if branches is None:
-            branches = (UNCONDITIONAL,) if cross is None else (CONDITIONAL,)
+            branches = (UNCONDITIONAL,) if unconditional(condition) else (CONDITIONAL,)
+        prefix = condition if isinstance(condition, Prefix) else None
+        cross = condition if isinstance(condition, Cross) else None
         c = self.config
         length = columns.shape[-1]
         positions = start + jnp.arange(length)
         x = sum(self.embedding[k][columns[:, k]] for k in range(c.num_codebooks))  # [R, P, D]
-        x = x + sinusoids(positions, c.hidden_size).astype(x.dtype)
+        offset = 0 if prefix is None else prefix.keys[0].shape[-1]
+        x = x + sinusoids(offset + positions, c.hidden_size).astype(x.dtype)
         seen = jnp.arange(length if cache is None else cache.keys[0].shape[3])
-        bias = jnp.where(seen[None, :] <= (positions if cache is not None else seen)[:, None], 0.0, MASKED)  # [P, S]
+        bias = causal_bias(positions if cache is not None else seen, seen)  # [P, S]
         residuals, pairs = {}, []
         depth = c.num_hidden_layers if logits else max(taps, default=-1) + 1
         for i, block in enumerate(self.blocks[:depth]):
             layer_cross = None if cross is None else (cross.keys[i], cross.values[i], cross.bias)
             layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
-            x, pair = block(x, bias, layer_cross, layer_cache, start)
+            layer_before = None if prefix is None else (prefix.keys[i], prefix.values[i])
+            x, pair = block(x, bias, layer_cross, layer_before, layer_cache, start)
             x = apply_edits(edits, i, x, positions, branches)
             pairs.append(pair)
             if i in taps:

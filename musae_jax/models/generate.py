@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from musae_jax.errors import MusaeError
 from musae_jax.models import encodec
-from musae_jax.models.decoder import Cache, Cross, Decoder, TextStates
+from musae_jax.models.decoder import Cache, Decoder, TextStates, unconditional
 from musae_jax.models.delay import codebook_delays, undo_delay
 from musae_jax.models.edits import CONDITIONAL, UNCONDITIONAL, Edits, prepare_edits
-from musae_jax.models.musicgen import MusicGenConfig, decode_codes
+from musae_jax.models.musicgen import MusicGenConfig, condition_rows, decode_codes, encode_condition
 
 CAPACITY_STEP = 64  # lengths are rounded up to this many columns, so that similar durations share a compilation
 
@@ -49,15 +49,17 @@ def generate(
     edits: Edits | None = None,
     batch_size: int | None = None,
     audio: bool = True,
+    melody: Any = None,
 ) -> Generated:
-    """Samples T = round(seconds · frame_rate) frames for each row of `text`, or `batch_size` unconditional clips.
+    """Samples T = round(seconds · frame_rate) frames for each row of `text` and `melody` (chroma [B, M, C], from
+    `encode_melody`, for melody checkpoints alone; one row may serve all), or `batch_size` unconditional clips.
 
     `guidance_scale` s mixes logits as u + s · (c − u); 1 skips the unconditional branch. `temperature` 0 is greedy;
     `top_k` 0 keeps every token. `key` is a typed key, or a key for each row: rows with the same key, prompt and
     settings give the same clip, whatever else is in the batch and (but for the last K − 1 frames) whatever its length.
     A new edit strength, guidance, temperature or key never compiles again. Defaults are audiocraft's.
     """
-    run = _Run(config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size)
+    run = _Run(config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size, melody)
     state = run.advance(run.start(), run.steps)
     codes = run.codes(state)
     return Generated(codes=codes, audio=decode_codes(config, params, codes) if audio else None)
@@ -75,13 +77,14 @@ def generate_stream(
     edits: Edits | None = None,
     batch_size: int | None = None,
     chunk_seconds: float = 1.0,
+    melody: Any = None,
 ) -> Iterator[Generated]:
     """As `generate`, yielding codes and audio as they come; the chunks laid end to end are what `generate` returns.
 
     The sound of a chunk is held back by the few frames that the codec looks ahead. Each chunk decodes the clip from its
     beginning (the codec's LSTM remembers everything), at one compiled length.
     """
-    run = _Run(config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size)
+    run = _Run(config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size, melody)
     chunk = config.frames(_positive("chunk_seconds", chunk_seconds))
     state, done, ahead = run.start(), 0, lookahead_frames(config.audio)
     while done < run.frames:
@@ -111,34 +114,35 @@ def lookahead_frames(config: encodec.EncodecConfig) -> int:
 class _Run:
     """The checked, array-valued settings of one generation, and its three compiled parts."""
 
-    def __init__(self, config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size):
+    def __init__(
+        self, config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size, melody
+    ):
         c = config.decoder
-        self.config, self.params, self.text = config, params["decoder"], text
+        self.config, self.params = config, params["decoder"]
         self.frames = config.frames(_positive("seconds", seconds))
         self.steps = self.frames + c.delays - 1
         self.capacity = math.ceil((self.steps + 1) / CAPACITY_STEP) * CAPACITY_STEP
-        if text is not None and batch_size not in (None, text.states.shape[0]):
-            raise MusaeError(
-                f"batch_size is {batch_size} but the text has {text.states.shape[0]} rows; leave one of them out"
-            )
-        rows = (batch_size or 1) if text is None else text.states.shape[0]
+        given = condition_rows(config, text, melody)
+        if given is not None and batch_size not in (None, given):
+            raise MusaeError(f"batch_size is {batch_size} but the prompts have {given} rows; leave one of them out")
+        rows = given or batch_size or 1
         # A traced scale may be anything, so both branches are then computed.
         plain = not isinstance(guidance_scale, jax.core.Tracer) and float(guidance_scale) == 1.0
-        self.guided = text is not None and not plain
+        self.guided = given is not None and not plain
         if not isinstance(temperature, jax.core.Tracer) and not float(temperature) >= 0:
             raise MusaeError(f"temperature is {temperature}; give a number from 0 (greedy) upwards")
         self.keys = _row_keys(key, rows)
         self.top_k = 0 if int(top_k) >= c.vocab_size else max(int(top_k), 0)
         self.scale, self.temperature = jnp.asarray(guidance_scale, jnp.float32), jnp.asarray(temperature, jnp.float32)
         self.edits = prepare_edits(edits, c.num_hidden_layers, c.hidden_size)
-        self.cross = None if text is None else _cross(config, self.params, text)
+        self.condition = encode_condition(config, params, text, melody, self.guided)
 
     def start(self) -> State:
         return _start(self.config, self.params, self.keys, self.capacity, self.guided)
 
     def advance(self, state: State, until: int) -> State:
         return _advance(
-            self.config, self.params, self.cross, state, jnp.int32(self.frames), jnp.int32(until),
+            self.config, self.params, self.condition, state, jnp.int32(self.frames), jnp.int32(until),
             self.scale, self.temperature, self.edits, self.top_k, self.guided,
         )  # fmt: skip
 
@@ -163,11 +167,6 @@ def _row_keys(key: jax.Array, rows: int) -> jax.Array:
     return jnp.array(key)  # a copy, because the state is donated
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def _cross(config: MusicGenConfig, params: Any, text: TextStates) -> Cross:
-    return Decoder(config.decoder).apply({"params": params}, text, method="cross")
-
-
 @functools.partial(jax.jit, static_argnames=("config", "capacity", "guided"))
 def _start(config: MusicGenConfig, params: Any, keys: jax.Array, capacity: int, guided: bool) -> State:
     c = config.decoder
@@ -188,10 +187,11 @@ def _start(config: MusicGenConfig, params: Any, keys: jax.Array, capacity: int, 
 
 
 @functools.partial(jax.jit, static_argnames=("config", "top_k", "guided"), donate_argnames=("state",))
-def _advance(config, params, cross, state, frames, until, scale, temperature, edits, top_k, guided) -> State:
+def _advance(config, params, condition, state, frames, until, scale, temperature, edits, top_k, guided) -> State:
     c = config.decoder
     decoder = Decoder(c)
-    branches = (CONDITIONAL, UNCONDITIONAL) if guided else (UNCONDITIONAL,) if cross is None else (CONDITIONAL,)
+    single = UNCONDITIONAL if unconditional(condition) else CONDITIONAL
+    branches = (CONDITIONAL, UNCONDITIONAL) if guided else (single,)
     delays = jnp.asarray(codebook_delays(c.num_codebooks, c.audio_channels))
 
     def step(state: State) -> State:
@@ -200,7 +200,7 @@ def _advance(config, params, cross, state, frames, until, scale, temperature, ed
         logits, _, cache = decoder.apply(
             {"params": params},
             jnp.concatenate([column] * len(branches)),
-            cross,
+            condition,
             state.cache,
             state.position,
             edits=edits,

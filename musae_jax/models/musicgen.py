@@ -14,19 +14,22 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from musae_jax.errors import MusaeError
 from musae_jax.models import encodec, t5
-from musae_jax.models.decoder import Cache, Decoder, DecoderConfig, TextStates
+from musae_jax.models.decoder import Cache, Cross, Decoder, DecoderConfig, Prefix, TextStates
 from musae_jax.models.delay import apply_delay
 from musae_jax.models.edits import Edits, prepare_edits
+from musae_jax.models.melody import MelodyConfig, prefix_states
 from musae_jax.models.t5 import T5Config, T5Encoder
 
 
 @dataclasses.dataclass(frozen=True)
 class MusicGenConfig:
-    """The three parts' static configurations; hashable, so it can be a static argument of `jax.jit`."""
+    """The three parts' static configurations; hashable, so it can be a static argument of `jax.jit`. `melody` is None
+    in a model that takes none."""
 
     text: T5Config
     audio: encodec.EncodecConfig
     decoder: DecoderConfig
+    melody: MelodyConfig | None = None
 
     @property
     def sampling_rate(self) -> int:
@@ -58,6 +61,11 @@ class MusicGenConfig:
         """Whether T5 and the decoder differ in width, so that a projection stands between."""
         return self.text.d_model != self.decoder.hidden_size
 
+    @property
+    def projects_melody(self) -> bool:
+        """Whether the model takes a melody that is not by chance as wide as the decoder."""
+        return self.melody is not None and self.melody.num_chroma != self.decoder.hidden_size
+
     def frames(self, seconds: float) -> int:
         """The number of frames nearest to a duration in seconds, at least one."""
         return max(1, round(float(seconds) * self.frame_rate))
@@ -65,7 +73,8 @@ class MusicGenConfig:
 
 @flax.struct.dataclass
 class MusicGen:
-    """A model: params = {"text", "projection", "decoder", "audio"}; the tokenizer may be None (give token ids then)."""
+    """A model: params = {"text", "projection", "decoder", "audio"}, and "melody_projection" in a melody checkpoint; the
+    tokenizer may be None (give token ids then)."""
 
     config: MusicGenConfig = flax.struct.field(pytree_node=False)
     params: Any = None
@@ -74,7 +83,10 @@ class MusicGen:
 
 @flax.struct.dataclass
 class Output:
-    """logits [B, K, P, V] (None if not asked for), residuals {layer: [B, P, D]}, cache (keys and values, or None)."""
+    """logits [B, K, P, V] (None if not asked for), residuals {layer: [B, P, D]}, cache (keys and values, or None).
+
+    Position p is that of the music, column p of the delayed layout, in a melody checkpoint too: what stands before the
+    music there is not returned. transformers' `hidden_states` have it at N + p, N = chroma_length + L."""
 
     logits: jax.Array | None
     residuals: dict[int, jax.Array]
@@ -95,6 +107,7 @@ def encode_text(mg: MusicGen, texts: Sequence[str] | Any, mask: Any = None) -> T
 
     `texts` are strings, or token ids [B, L] with an optional mask (without one, padding ids are masked). Strings are
     padded to a multiple of 16 tokens, so that prompts of similar length do not compile again; padding changes nothing.
+    A melody checkpoint reads padding as zero states, so there they are padded to the longest of them and no further.
     """
     if isinstance(texts, str):
         texts = [texts]
@@ -104,7 +117,8 @@ def encode_text(mg: MusicGen, texts: Sequence[str] | Any, mask: Any = None) -> T
                 "this checkpoint has no tokenizer files, so encode_text cannot read strings; add tokenizer.json to its "
                 "folder or pass token ids [B, L]"
             )
-        ids, mask = tokenize(mg.tokenizer, texts, mg.config.text.pad_token_id)
+        multiple = 16 if mg.config.melody is None else 1
+        ids, mask = tokenize(mg.tokenizer, texts, mg.config.text.pad_token_id, multiple)
     else:
         ids = np.asarray(texts) if not isinstance(texts, jax.Array) else texts
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
@@ -146,6 +160,7 @@ def forward(
     edits: Edits | None = None,
     delayed: bool = False,
     logits: bool = True,
+    melody: Any = None,
 ) -> Output:
     """The decoder, teacher-forced.
 
@@ -153,7 +168,11 @@ def forward(
     `delayed=True` they are columns [B, K, P] used as they lie. `text=None` is unconditional: no cross-attention is
     computed, since its keys and values would be zero. `taps` are 0-based layers whose residual stream (after that
     layer's edits) is returned. With `logits=False` nothing above the highest tap is computed. `edits` with two branches
-    use the conditional one where there is text and the unconditional one where there is none.
+    use the conditional one where there is text or melody and the unconditional one where there is neither.
+
+    `melody` is chroma [B, M, C] (`encode_melody`), for melody checkpoints alone; its rows or the text's may be one for
+    all. There, positions, residuals and edits are those of the music, and what stands before it is neither returned nor
+    edited.
     """
     c = config.decoder
     taps = tuple(int(layer) for layer in taps)
@@ -163,17 +182,74 @@ def forward(
     if np.ndim(codes) != 3 or np.shape(codes)[1] != c.num_codebooks:
         raise MusaeError(f"the codes have shape {np.shape(codes)}, but this model reads [B, {c.num_codebooks}, T]")
     edits = prepare_edits(edits, c.num_hidden_layers, c.hidden_size)
-    return _forward(config, params["decoder"], jnp.asarray(codes, jnp.int32), text, taps, edits, delayed, logits)
+    rows, given = np.shape(codes)[0], condition_rows(config, text, melody)
+    if config.melody is not None and given not in (None, 1, rows):
+        raise MusaeError(f"there are {given} rows of text and melody for {rows} rows of codes; give as many, or one")
+    codes = jnp.asarray(codes, jnp.int32)
+    return _forward(config, params, codes, text, melody, taps, edits, delayed, logits)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "taps", "delayed", "logits"))
-def _forward(config, params, codes, text, taps, edits, delayed, logits) -> Output:
+def _forward(config, params, codes, text, melody, taps, edits, delayed, logits) -> Output:
     c = config.decoder
     columns = codes if delayed else apply_delay(codes, c.pad_token_id, c.audio_channels)
-    decoder, variables = Decoder(c), {"params": params}
-    cross = None if text is None else decoder.apply(variables, text, method="cross")
-    out, residuals, _ = decoder.apply(variables, columns, cross, taps=taps, edits=edits, logits=logits)
+    condition = encode_condition(config, params, text, melody)
+    out, residuals, _ = Decoder(c).apply(
+        {"params": params["decoder"]}, columns, condition, taps=taps, edits=edits, logits=logits
+    )
     return Output(logits=out, residuals=residuals)
+
+
+def condition_rows(config: MusicGenConfig, text: TextStates | None, melody: Any) -> int | None:
+    """B of text and melody together, None where neither is given.
+
+    Raises:
+      MusaeError: a melody for a model that takes none or of another shape, or rows that do not fit the text's.
+    """
+    rows = set() if text is None else {text.states.shape[0]}
+    if melody is not None:
+        refuse_melody(config)
+        shape = np.shape(melody)
+        if len(shape) != 3 or not shape[1] or shape[2] != config.melody.num_chroma:
+            raise MusaeError(f"the melody has shape {shape}, but this model reads [B, M, {config.melody.num_chroma}]")
+        rows.add(shape[0])
+    if len(rows - {1}) > 1:
+        raise MusaeError(f"the melody has {shape[0]} rows and the text {text.states.shape[0]}; give as many, or one")
+    return max(rows, default=None)
+
+
+def refuse_melody(config: MusicGenConfig) -> None:
+    """Raises a `MusaeError` if the model takes no melody."""
+    if config.melody is None:
+        raise MusaeError(
+            "this model takes no melody; choose a checkpoint such as facebook/musicgen-melody, or leave the melody out"
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "guided"))
+def encode_condition(
+    config: MusicGenConfig, params: Any, text: TextStates | None, melody: Any = None, guided: bool = False
+) -> Cross | Prefix | None:
+    """What the music attends to besides itself, with B rows (or one row for any number).
+
+    With `guided` a prefix has B more rows, those of the unconditional branch: zeros for the text, the null melody. A
+    `Cross` never needs them.
+    """
+    decoder, variables = Decoder(config.decoder), {"params": params["decoder"]}
+    if config.melody is None:
+        return None if text is None else decoder.apply(variables, text, method="cross")
+    projection = params["melody_projection"] if config.projects_melody else None
+    build = functools.partial(prefix_states, config.melody, projection, config.decoder.hidden_size)
+    states = build(text, None if melody is None else jnp.asarray(melody))  # [B, N, D]
+    rows, null = len(states), text is None and melody is None
+    if guided:
+        dropped = None if text is None else jax.tree.map(lambda x: jnp.zeros_like(x[:1]), text)
+        states = jnp.concatenate([states, build(dropped, None)])
+    prefix = decoder.apply(variables, states, method="prefix").replace(null=null)
+    if guided:
+        # The unconditional rows are all alike: computed once, repeated afterwards.
+        prefix = jax.tree.map(lambda x: jnp.concatenate([x[:rows], jnp.repeat(x[rows:], rows, axis=0)]), prefix)
+    return prefix
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -205,6 +281,7 @@ def random_musicgen(config: MusicGenConfig, key: jax.Array, tokenizer: Any = Non
     spread = {
         "text": t5.deviations(config.text),
         "projection": {"kernel": c.initializer_factor},
+        "melody_projection": {"kernel": c.initializer_factor},
         "decoder": dict.fromkeys(_LEAVES, c.initializer_factor),
     }
     # NumPy draws: compiling a generator for every shape would take most of a minute.
@@ -238,4 +315,7 @@ def parameter_shapes(config: MusicGenConfig) -> dict[tuple[str, ...], tuple[int,
     if config.projects_text:
         shapes["projection", "kernel"] = (config.text.d_model, config.decoder.hidden_size)
         shapes["projection", "bias"] = (config.decoder.hidden_size,)
+    if config.projects_melody:
+        shapes["melody_projection", "kernel"] = (config.melody.num_chroma, config.decoder.hidden_size)
+        shapes["melody_projection", "bias"] = (config.decoder.hidden_size,)
     return shapes

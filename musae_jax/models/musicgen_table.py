@@ -66,6 +66,8 @@ def _rows() -> list[Row]:
         Row(f"{t5}.final_layer_norm.weight", "text/norm/scale"),
         _linear("enc_to_dec_proj", "projection"),
         Row("enc_to_dec_proj.bias", "projection/bias"),
+        _linear("audio_enc_to_dec_proj", "melody_projection"),
+        Row("audio_enc_to_dec_proj.bias", "melody_projection/bias"),
         Row(f"{decoder}.embed_tokens.{{k}}.weight", "decoder/embedding", stack=0),
         *_norm(f"{layer}.self_attn_layer_norm", "decoder/block_{i}/self_norm"),
         *_norm(f"{layer}.encoder_attn_layer_norm", "decoder/block_{i}/cross_norm"),
@@ -148,7 +150,7 @@ def musicgen_from_hf(tensors: Mapping[str, np.ndarray], config: MusicGenConfig) 
 
 
 def musicgen_to_hf(params: Mapping[str, Any], config: MusicGenConfig) -> dict[str, np.ndarray]:
-    """Our params to every tensor of transformers' `MusicgenForConditionalGeneration`, float32."""
+    """Our params to every tensor of transformers' `MusicgenForConditionalGeneration` or its melody kin, float32."""
     flat = flatten_dict({name: tree for name, tree in params.items() if name != "audio"}, sep="/")
     tensors = {}
     for key, (_, row, path, k) in hf_shapes(config).items():

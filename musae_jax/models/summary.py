@@ -40,7 +40,7 @@ def _describe_hf(folder: Path) -> str:
     files, _ = weight_files(folder)
     return "\n".join(
         [
-            f"MusicGen: {sizes}, {tokenizer} tokenizer",
+            f"{_kind(config.melody is not None)}: {sizes}, {tokenizer} tokenizer",
             f"Hugging Face layout, {_files(files)}, {_dtypes(tensors)}",
             f"text encoder of {config.text.num_layers} blocks of width {config.text.d_model}, in the same files",
         ]
@@ -52,7 +52,7 @@ def _describe_audiocraft(folder: Path) -> str:
     codec, found = read_codec(folder, lm, shapes_only=True)
     parts = list(state.values()) + [v for key, v in codec.tensors.items() if not key.endswith(CODEBOOK_EXTRAS)]
     count = f"{sum(math.prod(part.shape) for part in parts) / 1e6:.1f} M parameters in the files"
-    kind = "MusicGen Melody" if lm.melody else "MusicGen"
+    kind = _kind(bool(lm.melody))
     sound = f"codec {codec.name}, which is not here" if codec.config is None else _sound(lm.decoder, codec.config)
     if codec.config is None and codec.name is None:
         sound = "a codec of an unknown kind"
@@ -67,6 +67,10 @@ def _describe_audiocraft(folder: Path) -> str:
     if problems + found:
         lines.append(f"musae cannot load it: {'; '.join(problems + found)}")
     return "\n".join(lines)
+
+
+def _kind(melody: bool) -> str:
+    return "MusicGen that takes a melody" if melody else "MusicGen"
 
 
 def _sizes(c: DecoderConfig) -> str:

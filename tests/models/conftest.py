@@ -1,5 +1,6 @@
 """Tiny random MusicGens made by transformers, and the same folders read by us."""
 
+import copy
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,37 @@ SPECS = {
             "num_codebooks": 8, "audio_channels": 2,
         },
     },
+    # A melody checkpoint: the decoder without cross-attention.
+    "melody": {
+        "num_chroma": 12,
+        "chroma_length": 16,
+        "text_encoder": {**T5, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
+        "audio_encoder": {
+            **CODEC, "sampling_rate": 400, "upsampling_ratios": [4, 2], "codebook_size": 64, "target_bandwidths": [1.2],
+            "use_conv_shortcut": False,
+        },
+        "decoder": {
+            "vocab_size": 64, "num_hidden_layers": 2, "ffn_dim": 64, "num_attention_heads": 4, "hidden_size": 32,
+            "num_codebooks": 4,
+        },
+    },
+    # The same with 3 heads, 3 codebooks, odd widths, an odd prefix, and T5 as wide as the decoder.
+    "odd melody": {
+        "num_chroma": 12,
+        "chroma_length": 7,
+        "text_encoder": {
+            **T5, "d_model": 39, "d_kv": 7, "d_ff": 33, "num_layers": 2, "num_heads": 3,
+            "feed_forward_proj": "gated-gelu",
+        },
+        "audio_encoder": {
+            **CODEC, "use_conv_shortcut": True, "sampling_rate": 500,
+            "upsampling_ratios": [5, 2], "codebook_size": 32, "target_bandwidths": [0.75],
+        },
+        "decoder": {
+            "vocab_size": 32, "num_hidden_layers": 3, "ffn_dim": 70, "num_attention_heads": 3, "hidden_size": 39,
+            "num_codebooks": 3, "activation_function": "relu",
+        },
+    },
 }  # fmt: skip
 
 
@@ -95,15 +127,18 @@ def torch_musicgen(name: str):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from transformers import MusicgenConfig, MusicgenForConditionalGeneration
+        import transformers
 
-        spec = {part: dict(values) for part, values in SPECS[name].items()}
+        spec = copy.deepcopy(SPECS[name])
+        melody = "num_chroma" in spec
+        family = "MusicgenMelody" if melody else "Musicgen"
+        config, cls = (getattr(transformers, family + end) for end in ("Config", "ForConditionalGeneration"))
         v = spec["decoder"]["vocab_size"]
-        spec["decoder"] |= {"pad_token_id": v, "bos_token_id": v, "model_type": "musicgen_decoder"}
+        spec["decoder"] |= {"pad_token_id": v, "bos_token_id": v, "model_type": f"musicgen_{'melody_' * melody}decoder"}
         spec["text_encoder"]["model_type"] = "t5"
         spec["audio_encoder"]["model_type"] = "encodec"
         torch.manual_seed(len(name))
-        model = MusicgenForConditionalGeneration(MusicgenConfig(**spec)).eval()
+        model = cls(config(**spec)).eval()
         with torch.no_grad():
             for key, value in model.named_parameters():
                 if not key.startswith("audio_encoder"):
