@@ -136,9 +136,7 @@ class _Rest(nn.Module):
         return apply_layers(self.config, _halves(self.config)[1], hidden)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "size", "count"), donate_argnames=("hidden", "states")
-)
+@functools.partial(jax.jit, static_argnames=("config", "size", "count"), donate_argnames=("hidden", "states"))
 def _hear(config, params, hidden, states, codes, begin, heard, size, count):
     """Writes the LSTM's output of `count` frames from `heard`, read in `size` frames of codes from `begin`."""
     latents = encodec.dequantize(params["codebooks"], jax.lax.dynamic_slice_in_dim(codes, begin, size, axis=2))

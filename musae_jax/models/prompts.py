@@ -40,7 +40,7 @@ def _codes(config: MusicGenConfig, params: Any, prompt: Any) -> jax.Array:
             raise MusaeError(
                 f"the prompt's codes have shape {prompt.shape}, but this model reads [B, {config.num_codebooks}, P]"
             )
-        if known and prompt.size and not (0 <= prompt.min() and prompt.max() < config.decoder.vocab_size):
+        if known and prompt.size and not (prompt.min() >= 0 and prompt.max() < config.decoder.vocab_size):
             raise MusaeError(
                 f"the prompt's codes reach from {prompt.min()} to {prompt.max()}, but this model's are 0 to "
                 f"{config.decoder.vocab_size - 1}; encode the sound with this model's own codec"

@@ -45,4 +45,6 @@ def test_the_windows_of_audiocraft():
     assert [(w.start, w.known[0], w.frames[0]) for w in windows] == [
         (0, 0, 1500), (900, 600, 1500), (1800, 600, 1500), (2700, 600, 1500), (3600, 600, 900),
     ]  # fmt: skip
-    assert [w.start for w in plan_windows([2000], [2100], 1500, 900)] == [900]  # inside the prompt there is nothing to do
+    assert [w.start for w in plan_windows([2000], [2100], 1500, 900)] == [
+        900
+    ]  # inside the prompt there is nothing to do
