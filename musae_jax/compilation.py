@@ -1,8 +1,8 @@
 """Compiled programs kept between runs of the `musae` command, and how long compiling takes.
 
 The command keeps them in the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`, then `musae_jax/xla/…`), unless
-`JAX_COMPILATION_CACHE_DIR` names another place or `JAX_ENABLE_COMPILATION_CACHE=false` turns that off. The folder may be
-removed at any time: entries that are missing, or damaged, are compiled again.
+`JAX_COMPILATION_CACHE_DIR` names another place or `JAX_ENABLE_COMPILATION_CACHE=false` turns that off. The folder may
+be removed at any time: entries that are missing, or damaged, are compiled again.
 """
 
 import hashlib

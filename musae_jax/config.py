@@ -246,6 +246,9 @@ def from_record(cls: type, record: Any, where: str) -> Any:
         if name not in fields:
             raise MusaeError(f"{where} has the field {name!r}, which is unknown; the fields are {', '.join(fields)}")
         values[name] = _convert(fields[name], value, f"{where}, field {name},")
+    for name, f in fields.items():  # a flag may still give what has no default
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            values.setdefault(name, tyro.MISSING)
     return cls(**values)
 
 

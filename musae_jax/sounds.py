@@ -34,8 +34,8 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
         raise MusaeError(f"--seconds is {config.seconds}; it must be between 0.1 and {LONGEST:g}")
     if not 0 < config.stride_seconds < config.window_seconds:
         raise MusaeError(
-            f"--stride-seconds is {config.stride_seconds} and --window-seconds {config.window_seconds}; the stride must "
-            "be above 0 and smaller"
+            f"--stride-seconds is {config.stride_seconds} and --window-seconds {config.window_seconds}; the stride "
+            "must be above 0 and smaller"
         )
     prompts = config.prompt or ("",)
     places = sound_places(config.out, prompts, config.format)
@@ -131,8 +131,8 @@ def _read_prompt(config: GenerateConfig, c: MusicGenConfig) -> np.ndarray:
     frames = min(sound.shape[-1] // c.hop_length, c.frames(room))
     if not frames:
         raise MusaeError(
-            f"{config.continue_from} lasts {sound.shape[-1] / c.sampling_rate:.3f} s, less than one frame of this model "
-            f"({1 / c.frame_rate:g} s); give a longer file"
+            f"{config.continue_from} lasts {sound.shape[-1] / c.sampling_rate:.3f} s, less than one frame of this "
+            f"model ({1 / c.frame_rate:g} s); give a longer file"
         )
     sound = sound[:, sound.shape[-1] - frames * c.hop_length :]
     return sound if c.audio_channels == 1 else sound[None]

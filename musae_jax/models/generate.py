@@ -163,8 +163,8 @@ class _Run:
         stride = config.frames(_positive("stride_seconds", stride_seconds))
         if stride >= window:
             raise MusaeError(
-                f"stride_seconds is {stride_seconds} and window_seconds {window_seconds}; windows must overlap, so give "
-                "a smaller stride"
+                f"stride_seconds is {stride_seconds} and window_seconds {window_seconds}; windows must overlap, so "
+                "give a smaller stride"
             )
         self.windows = plan_windows(known, self.frames, window, stride)
         self.span = max(w.longest for w in self.windows)

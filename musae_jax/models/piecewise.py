@@ -65,7 +65,7 @@ class Pieces:
 
 
 def decode_rows(config: MusicGenConfig, params: Any, codes: jax.Array, lengths: Sequence[int]) -> jax.Array:
-    """As `decode_codes`, for rows of different lengths (in frames): each sounds as it does alone, then comes silence."""
+    """As `decode_codes`, for rows of different lengths in frames: each sounds as it does alone; then comes silence."""
     if len(set(lengths)) == 1:
         return _decode_equal(config, params, codes[..., : lengths[0]])
     shape = (config.audio_channels,) * (config.audio_channels > 1)
@@ -96,7 +96,7 @@ def lookahead_frames(config: EncodecConfig) -> int:
 
 
 def reach(config: EncodecConfig, layers: Sequence[Layer]) -> tuple[int, int]:
-    """How many frames before and after a frame some layers hear, rounded up; an LSTM, that hears all before, is none."""
+    """How many frames before and after a frame some layers (none of them an LSTM) hear, rounded up."""
     rate, before, after = 1, 0.0, 0.0  # samples a frame at this depth, frames, frames
     for layer in layers:
         if layer.kind in ("conv", "residual"):

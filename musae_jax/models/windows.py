@@ -1,7 +1,8 @@
 """Music longer than what a model was trained on: windows that slide, each keeping the end of the one before.
 
-audiocraft's rule (`BaseGenModel._generate_tokens`): windows of `max_duration` (30 s) begin every `extend_stride` (18 s),
-so each has its first 12 s given and makes 18 s more. What is already there (a prompt, or the window before) is kept.
+audiocraft's rule (`BaseGenModel._generate_tokens`): windows of `max_duration` (30 s) begin every `extend_stride`
+(18 s), so each has its first 12 s given and makes 18 s more. What is already there (a prompt, or the window before) is
+kept.
 """
 
 import dataclasses
