@@ -32,6 +32,8 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
     """
     if not 0.1 <= config.seconds <= LONGEST:
         raise MusaeError(f"--seconds is {config.seconds}; it must be between 0.1 and {LONGEST:g}")
+    if not 0 <= config.seed < 1 << 32:
+        raise MusaeError(f"--seed is {config.seed}; it must be between 0 and {(1 << 32) - 1}")
     if not 0 < config.stride_seconds < config.window_seconds:
         raise MusaeError(
             f"--stride-seconds is {config.stride_seconds} and --window-seconds {config.window_seconds}; the stride "

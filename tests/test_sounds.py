@@ -136,6 +136,7 @@ def test_what_cannot_be_gone_on_from_is_one_sentence(tmp_path, run, kind, words)
         (("a", "--out", "-", "--format", "ogg"), "cannot be written to a stream"),
         (("a", "b", "--out", "folder", "--format", "raw"), "cannot be written as raw"),
         (("a", "--out", "x.wav", "--top-p", "1.5"), "top_p is 1.5"),
+        (("a", "--out", "x.wav", "--seed", "-1"), "--seed is -1"),
         (("a", "--out", "x.wav", "--window-seconds", "5"), "--stride-seconds is 18"),
     ],
 )

@@ -180,6 +180,8 @@ class _Run:
             self.passes = ((CONDITIONAL,),)
         else:
             self.passes = ((CONDITIONAL,), (UNCONDITIONAL,)) if two_pass else ((CONDITIONAL, UNCONDITIONAL),)
+        if not isinstance(guidance_scale, jax.core.Tracer) and not math.isfinite(guidance_scale):
+            raise MusaeError(f"guidance_scale is {guidance_scale}; give a finite number (1: no guidance)")
         if not isinstance(temperature, jax.core.Tracer) and not 0 <= float(temperature) < math.inf:
             raise MusaeError(f"temperature is {temperature}; give a number from 0 (greedy) upwards")
         if not isinstance(top_p, jax.core.Tracer) and not 0 < float(top_p) <= 1:

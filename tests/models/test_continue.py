@@ -193,6 +193,7 @@ def test_pieces_of_sound_are_the_whole(pair, size):
         ({"prompt": np.zeros((2, 4, 5), np.int32), "batch_size": 3}, "2 prompts"),
         ({"seconds": [1.0, 2.0], "batch_size": 3}, "2 durations"),
         ({"top_p": 0.0}, "top_p is 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"window_seconds": 1.0, "stride_seconds": 1.0}, "must overlap"),
     ],
 )
