@@ -13,7 +13,8 @@ from typing import Any
 import tyro
 
 from musae_jax.bench.verbs import BENCHES
-from musae_jax.config import ComposeConfig, RunConfig, read_yaml
+from musae_jax.compilation import keep_compiled
+from musae_jax.config import ComposeConfig, GenerateConfig, RunConfig, read_yaml
 from musae_jax.errors import MusaeError
 from musae_jax.verb import Verb, console
 
@@ -50,30 +51,6 @@ class TrainFlags:
     """How many they are, with HOST:PORT."""
     process: int | None = None
     """Which of them this is, from 0, with HOST:PORT."""
-
-
-@dataclass(frozen=True)
-class GenerateFlags:
-    """From a prompt to sound."""
-
-    prompt: tyro.conf.Positional[str]
-    """What to play, such as "slow flute solo in D minor"; empty: unconditional."""
-    out: Path
-    """The sound file to write: wav, flac or ogg."""
-    model: str = "pocket"
-    """"pocket", a Hugging Face MusicGen folder, or a hub id."""
-    seconds: float = 8.0
-    """Length."""
-    melody: Path | None = None
-    """A sound file whose melody to follow, of which the first 30 s count; for melody checkpoints."""
-    seed: int = 0
-    """Same seed, same sound."""
-    guidance_scale: float = 3.0
-    """How strongly the prompt is followed."""
-    top_k: int = 250
-    """Sample among the k likeliest codes."""
-    temperature: float = 1.0
-    """0 always takes the likeliest."""
 
 
 @dataclass(frozen=True)
@@ -173,42 +150,16 @@ def compose_verb(flags: ComposeFlags) -> str:
     return f"{m.clips} clips in {flags.out}"
 
 
-def generate_verb(flags: GenerateFlags) -> str:
-    import time
+def generate_verb(flags: GenerateConfig) -> str:
+    from musae_jax.progress import progress_bar
+    from musae_jax.sounds import write_sounds
 
-    import jax
-    import numpy as np
-
-    from musae_jax.audio.io import read_audio, write_audio
-    from musae_jax.models.checkpoints import load_musicgen
-    from musae_jax.models.chroma import encode_melody
-    from musae_jax.models.generate import generate
-    from musae_jax.models.musicgen import encode_text
-
-    if not 0.1 <= flags.seconds <= 30:
-        raise MusaeError(f"--seconds is {flags.seconds}; it must be between 0.1 and 30")
-    mg = load_musicgen(flags.model)
-    text = encode_text(mg, [flags.prompt]) if flags.prompt else None
-    melody = None
-    if flags.melody is not None:
-        melody = encode_melody(mg.config, read_audio(flags.melody, mg.config.sampling_rate)[None])
-    started = time.perf_counter()
-    made = generate(
-        mg.config,
-        mg.params,
-        text,
-        jax.random.key(flags.seed),
-        seconds=flags.seconds,
-        guidance_scale=flags.guidance_scale,
-        top_k=flags.top_k,
-        temperature=flags.temperature,
-        batch_size=None if flags.prompt else 1,
-        melody=melody,
-    )
-    write_audio(flags.out, np.asarray(made.audio[0]), mg.config.sampling_rate)
-    took = time.perf_counter() - started
-    rate = flags.seconds / took
-    return f"{flags.out}: {flags.seconds:g} s of music in {took:.1f} s ({rate:.2f} × real time, compiling included)"
+    with progress_bar("generate", console) as progress:
+        summary, to_stdout = write_sounds(flags, progress)
+    if not to_stdout:
+        return summary
+    console.print(summary, markup=False, soft_wrap=True)
+    return ""
 
 
 def info_verb(flags: InfoFlags) -> str:
@@ -269,7 +220,7 @@ VERBS = {
     "label": Verb(StageFlags, stage_verb("label"), "names for features"),
     "steer": Verb(StageFlags, stage_verb("steer"), "steer the best-named features, measured against controls"),
     "export": Verb(StageFlags, stage_verb("report"), "the report as a static folder"),
-    "generate": Verb(GenerateFlags, generate_verb, "prompt to sound"),
+    "generate": Verb(GenerateConfig, generate_verb, "prompt to sound"),
     "push": Verb(PushFlags, push_verb, "SAEs to the Hugging Face hub, with a card"),
     "info": Verb(InfoFlags, info_verb, "what a checkpoint, store, SAE or run is"),
     "doctor": Verb(DoctorFlags, doctor_verb, "versions, devices, what is missing"),
@@ -311,7 +262,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if name not in VERBS:
             raise MusaeError(f"{name!r} is not a verb of musae; the verbs are {', '.join(VERBS)}")
-        print(VERBS[name].call(parse(name, arguments[words:])))
+        config = parse(name, arguments[words:])
+        keep_compiled()
+        if answer := VERBS[name].call(config):
+            print(answer)
     except MusaeError as error:
         console.print(f"musae: {error}", style="red", markup=False, soft_wrap=True)
         return 2

@@ -3,8 +3,9 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+import tyro
 import yaml
 
 from musae_jax.errors import MusaeError
@@ -172,6 +173,58 @@ class RunConfig:
     steer: SteerConfig = field(default_factory=SteerConfig)
 
 
+@dataclass(frozen=True)
+class GenerateConfig:
+    """From prompts to sound: a file each, or one as a stream while it is made.
+
+    musae generate "slow flute solo in D minor" --out flute.wav
+
+    musae generate "drums" "piano, calm" --out sounds --format flac
+
+    musae generate "the same, with drums" --continue-from song.mp3 --seconds 60 --out longer.wav
+
+    musae generate "piano" --seconds 120 --out - | ffplay -nodisp -
+    """
+
+    out: Path
+    """The sound file to write: wav, flac or ogg. With several prompts, or a folder that exists: the folder. "-" (or a
+    named pipe): a stream of wav or raw sound."""
+    prompt: tyro.conf.Positional[tuple[str, ...]] = ()
+    """What to play, in quotes; several prompts are played side by side, a file each. None, or "": unconditional."""
+    model: str = "pocket"
+    """"pocket", a Hugging Face MusicGen folder, or a hub id such as facebook/musicgen-small."""
+    seconds: float = 8.0
+    """Length of the new music. Beyond a window (30 s) it is made in windows that slide."""
+    seed: int = 0
+    """Same seed, same sound, whether it is streamed or not."""
+    guidance_scale: float = 3.0
+    """How strongly the prompt is followed; 1: no guidance, in half the time."""
+    top_k: int = 250
+    """Sample among the k likeliest codes; 0: among all. Other programs' default may differ (transformers: 50)."""
+    top_p: float = 1.0
+    """Sample among the fewest likeliest codes whose probabilities reach this; 1: no such limit."""
+    temperature: float = 1.0
+    """Below 1 more predictable, above 1 more daring; 0 always takes the likeliest."""
+    two_pass: bool = False
+    """Guidance in two passes instead of one of twice the size: slower, with less memory."""
+    continue_from: Path | None = None
+    """A wav, flac, ogg or mp3 file to go on from, of any rate, channels and length; as much of its end is heard as fits
+    in a window beside the new music, and at least what two windows share (12 s)."""
+    melody: Path | None = None
+    """A sound file whose melody to follow, of which the first 30 s count; for melody checkpoints."""
+    keep_prompt: bool = True
+    """With --continue-from: begin with what was heard of that file, as the model's codec renders it."""
+    window_seconds: float = 30.0
+    """How much music the model sees at once; MusicGen was trained on 30 s."""
+    stride_seconds: float = 18.0
+    """After how much a new window begins; it keeps the rest of the one before."""
+    chunk_seconds: float = 1.0
+    """How much sound is written at a time; a stream begins after so much."""
+    format: Literal["auto", "wav", "flac", "ogg", "raw"] = "auto"
+    """By default that of the file's name, and wav in folders and streams. raw: 16-bit little-endian samples, channels
+    interleaved, without a header."""
+
+
 def to_record(config: Any) -> dict[str, Any]:
     """The config as JSON types."""
 
@@ -195,11 +248,16 @@ def from_record(cls: type, record: Any, where: str) -> Any:
         if name not in fields:
             raise MusaeError(f"{where} has the field {name!r}, which is unknown; the fields are {', '.join(fields)}")
         values[name] = _convert(fields[name], value, f"{where}, field {name},")
+    for name, f in fields.items():  # a flag may still give what has no default
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            values.setdefault(name, tyro.MISSING)
     return cls(**values)
 
 
 def _convert(field_: dataclasses.Field, value: Any, where: str) -> Any:
     hint = field_.type
+    if get_origin(hint) is Annotated:  # tyro's marks
+        hint = get_args(hint)[0]
     if type(None) in get_args(hint):  # X | None
         if value is None:
             return None
@@ -219,7 +277,7 @@ def _convert(field_: dataclasses.Field, value: Any, where: str) -> Any:
                 raise MusaeError(f"{where} must be a list of {' or '.join(get_args(item))}, not {value!r}")
             return tuple(value)
         if not isinstance(value, list) or not all(_is_a(one, item) for one in value):
-            kind = "whole numbers" if item is int else "numbers"
+            kind = {int: "whole numbers", str: "texts"}.get(item, "numbers")
             raise MusaeError(f"{where} must be a list of {kind}, not {value!r}")
         return tuple(item(one) for one in value)
     if not _is_a(value, hint):

@@ -1,5 +1,9 @@
 """What several rooms' tests share: a tiny MusicGen with the pocket's shape of things and random weights."""
 
+import os
+
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # the command's cache is tested in processes of its own
+
 import jax
 import pytest
 

@@ -16,6 +16,7 @@ from musae_jax.files import atomic_path
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 MAX_SAMPLING_RATE = 768_000  # beyond this a header is garbage, not a recording
+QUIETEST = 1e-4  # a peak of −80 dB; below it is the noise of the silence after a recording
 BLOCK = 1 << 18  # samples read at a time when a whole file is checked
 _SUBTYPES = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 _UNKNOWN_LENGTH = (0, 0xFFFFFFFF)  # streaming writers leave the RIFF data length open
@@ -80,6 +81,37 @@ def read_audio(path: str | Path, sampling_rate: int, start: float = 0.0, seconds
         if file.samplerate != sampling_rate:
             mono = soxr.resample(mono, file.samplerate, sampling_rate)
         return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def read_end(path: str | Path, sampling_rate: int, channels: int, seconds: float) -> np.ndarray:
+    """The last `seconds` of a file (all of a shorter one) as float32 [channels, S]; no more of it is read.
+
+    Channels are averaged where the file has others than are asked for. What a codec would stumble over is mended: a
+    constant offset (DC) is taken away, and sound beyond ±1 is scaled down to a peak of 1.
+
+    Raises:
+      MusaeError: as `read_audio`, or nothing but silence there.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        first = max(0, file.frames - round(seconds * file.samplerate))
+        file.seek(first)
+        audio = _decode(path, file, -1)  # [S, channels of the file]
+        _check_length(path, file, first + len(audio))
+        _check_finite(path, audio)
+        if audio.shape[1] != channels:
+            audio = np.repeat(audio.mean(axis=1, keepdims=True), channels, axis=1)
+        audio = audio - audio.mean(axis=0)
+        peak = float(np.abs(audio).max(initial=0.0))
+        if peak < QUIETEST:
+            raise MusaeError(
+                f"{path} is silent in its last {len(audio) / file.samplerate:.2f} s, so there is nothing to go on from;"
+                " cut the silence off or choose another file"
+            )
+        audio = audio / max(1.0, peak)
+        if file.samplerate != sampling_rate:
+            audio = soxr.resample(audio, file.samplerate, sampling_rate)
+        return np.ascontiguousarray(audio.T, dtype=np.float32)
 
 
 def write_audio(path: str | Path, audio: np.ndarray, sampling_rate: int) -> None:

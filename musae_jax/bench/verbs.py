@@ -60,6 +60,40 @@ class SaeFlags:
 
 
 @dataclass(frozen=True)
+class GenerateFlags:
+    """How fast music is generated, beside transformers: random weights of the true size."""
+
+    size: Literal["small", "medium", "large"] = "small"
+    """Of the decoder."""
+    batch_size: int = 1
+    """Prompts at a time; guidance doubles the rows."""
+    dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16")
+    """Of transformers' weights."""
+    turns: int = 3
+    """That each takes."""
+    json: Path | None = None
+    """Also write the rows here."""
+
+
+@dataclass(frozen=True)
+class HarvestFlags:
+    """How fast residuals are harvested, beside transformers: random weights of the true size."""
+
+    size: Literal["small", "medium", "large"] = "small"
+    """Of the decoder; the block in the middle is harvested."""
+    batch_size: int = 4
+    """Clips at a time."""
+    frames: int = 500
+    """Of each clip."""
+    dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16")
+    """Of transformers' weights."""
+    turns: int = 5
+    """That each takes, after one that is not timed."""
+    json: Path | None = None
+    """Also write the rows here."""
+
+
+@dataclass(frozen=True)
 class PodFlags:
     """What the training step costs on a TPU slice, by the TPU compiler, without a TPU."""
 
@@ -126,6 +160,24 @@ def sae_verb(flags: SaeFlags) -> str:
         return _table(bench_sae(SaeBench(size, flags.turns, flags.peers), progress), flags.json)
 
 
+def generate_verb(flags: GenerateFlags) -> str:
+    from musae_jax.bench.generate import GenerateBench, bench_generate
+    from musae_jax.progress import progress_bar
+
+    bench = GenerateBench(flags.size, flags.batch_size, dtypes=flags.dtypes, turns=flags.turns)
+    with progress_bar("generate", console) as progress:
+        return _table(bench_generate(bench, progress), flags.json)
+
+
+def harvest_verb(flags: HarvestFlags) -> str:
+    from musae_jax.bench.harvest import HarvestBench, bench_harvest
+    from musae_jax.progress import progress_bar
+
+    bench = HarvestBench(flags.size, flags.batch_size, flags.frames, flags.dtypes, flags.turns)
+    with progress_bar("harvest", console) as progress:
+        return _table(bench_harvest(bench, progress), flags.json)
+
+
 def pod_verb(flags: PodFlags) -> str:
     from musae_jax.bench.pod import measure_pod, pod_rows, pod_text
     from musae_jax.sae.recipes import RECIPES
@@ -156,5 +208,7 @@ BENCHES = {
     "planted": Verb(PlantedFlags, planted_verb, "do SAEs find features that are known?"),
     "stability": Verb(StabilityFlags, stability_verb, "how many features come back with another seed?"),
     "sae": Verb(SaeFlags, sae_verb, "how fast SAEs are trained, beside the PyTorch libraries"),
+    "generate": Verb(GenerateFlags, generate_verb, "how fast music is generated, beside transformers"),
+    "harvest": Verb(HarvestFlags, harvest_verb, "how fast residuals are harvested, beside transformers"),
     "pod": Verb(PodFlags, pod_verb, "what a training step costs on a TPU slice, without one"),
 }

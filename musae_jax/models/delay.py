@@ -24,7 +24,7 @@ def apply_delay(
 
     `columns` is C: T + 1 by default, which is what teacher forcing reads (the start column and one for each frame; the
     last columns, that hold only the later codebooks, are left out as audiocraft does); T + D holds everything.
-    `frames` may be smaller than T: later frames are padding.
+    `frames` (one for all, or [B, 1, 1]) may be smaller than T: later frames are padding.
     """
     codes = jnp.asarray(codes, jnp.int32)
     columns = codes.shape[-1] + 1 if columns is None else columns

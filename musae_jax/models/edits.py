@@ -10,6 +10,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from musae_jax.errors import MusaeError
 
@@ -70,6 +71,22 @@ def prepare_edits(edits: Edits | None, layers: int, width: int) -> Edits | None:
             )
         functions[layer] = edit.replace(gate=gate, arrays=jax.tree.map(jnp.asarray, edit.arrays))
     return Edits(vectors=vectors, functions=functions)
+
+
+def edits_from(edits: Edits | None, start: int, positions: int) -> Edits | None:
+    """The edits of the `positions` from `start` on: what a window of a longer clip reads as its positions 0, 1, …"""
+    if edits is None:
+        return None
+
+    def cut(values: jax.Array, axis: int) -> jax.Array:
+        if values.ndim < -axis or values.shape[axis] == 1:
+            return values
+        return jnp.take(values, np.minimum(start + np.arange(positions), values.shape[axis] - 1), axis=axis)
+
+    return Edits(
+        vectors={layer: cut(vector, -2) for layer, vector in edits.vectors.items()},
+        functions={layer: edit.replace(gate=cut(edit.gate, -1)) for layer, edit in edits.functions.items()},
+    )
 
 
 def _select(values: jax.Array, branches: tuple[int, ...], positions: jax.Array) -> jax.Array:

@@ -288,7 +288,8 @@ class Residual(nn.Module):
         return h + (Conv(config, width, 1, name="shortcut")(x) if config.use_conv_shortcut else x)
 
 
-def _apply_layers(config: EncodecConfig, layers: list[Layer], x: jax.Array) -> jax.Array:
+def apply_layers(config: EncodecConfig, layers: list[Layer], x: jax.Array) -> jax.Array:
+    """What a list of layers makes of x [B, T, D]; for use inside a module, whose parameters have the layers' names."""
     for layer in layers:
         if layer.kind == "elu":
             x = nn.elu(x)
@@ -299,7 +300,7 @@ def _apply_layers(config: EncodecConfig, layers: list[Layer], x: jax.Array) -> j
         elif layer.kind == "residual":
             x = Residual(config, layer.dilation, name=layer.name)(x)
         else:
-            x = LSTM(config.num_lstm_layers, name=layer.name)(x)
+            x, _ = LSTM(config.num_lstm_layers, name=layer.name)(x)
     return x
 
 
@@ -310,7 +311,7 @@ class EncodecEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, audio: jax.Array) -> jax.Array:
-        return _apply_layers(self.config, encoder_layers(self.config), audio)
+        return apply_layers(self.config, encoder_layers(self.config), audio)
 
 
 class EncodecDecoder(nn.Module):
@@ -320,7 +321,7 @@ class EncodecDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: jax.Array) -> jax.Array:
-        return _apply_layers(self.config, decoder_layers(self.config), latents)
+        return apply_layers(self.config, decoder_layers(self.config), latents)
 
 
 def quantize(codebooks: jax.Array, latents: jax.Array) -> jax.Array:

@@ -2,36 +2,47 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from musae_jax.errors import MusaeError
-from musae_jax.models import encodec
-from musae_jax.models.decoder import Cache, Decoder, TextStates, unconditional
-from musae_jax.models.delay import codebook_delays, undo_delay
-from musae_jax.models.edits import CONDITIONAL, UNCONDITIONAL, Edits, prepare_edits
-from musae_jax.models.musicgen import MusicGenConfig, condition_rows, decode_codes, encode_condition
+from musae_jax.models.decoder import Cache, Cross, Decoder, Prefix, TextStates
+from musae_jax.models.delay import apply_delay, codebook_delays, undo_delay
+from musae_jax.models.edits import CONDITIONAL, UNCONDITIONAL, Edits, edits_from, prepare_edits
+from musae_jax.models.musicgen import MusicGenConfig, condition_rows, encode_condition
+from musae_jax.models.piecewise import Pieces, decode_rows, lookahead_frames, rows_by_length
+from musae_jax.models.prompts import prompt_codes
+from musae_jax.models.windows import Window, plan_windows
 
 CAPACITY_STEP = 64  # lengths are rounded up to this many columns, so that similar durations share a compilation
+WINDOW_SECONDS = 30.0  # what MusicGen was trained on; audiocraft's max_duration
+STRIDE_SECONDS = 18.0  # audiocraft's extend_stride
+
+Passes = tuple[tuple[int, ...], ...]  # the branches of guidance, those of each forward pass
 
 
 @flax.struct.dataclass
 class Generated:
-    """codes int32 [B, K, T] and audio float32 [B, S] (stereo [B, 2, S]; None if it was not asked for)."""
+    """codes int32 [B, K, T] and audio float32 [B, S] (stereo [B, 2, S]; None if it was not asked for).
+
+    `frames` int [B] is how many of the T are each row's own; what comes after is code 0 and silence.
+    """
 
     codes: jax.Array
     audio: jax.Array | None
+    frames: np.ndarray
 
 
 @flax.struct.dataclass
 class State:
-    """Where a generation stands: columns [B, K, C] are written up to and including `position`."""
+    """Where a window stands: columns [B, K, C] are written up to and including `position`, and prompts all over."""
 
-    cache: Cache
+    caches: tuple[Cache, ...]  # one a forward pass
     columns: jax.Array
     position: jax.Array
     keys: jax.Array  # one random key a row
@@ -42,27 +53,48 @@ def generate(
     params: Any,
     text: TextStates | None,
     key: jax.Array,
-    seconds: float = 8.0,
+    seconds: float | Sequence[float] = 8.0,
     guidance_scale: float = 3.0,
     top_k: int = 250,
     temperature: float = 1.0,
     edits: Edits | None = None,
     batch_size: int | None = None,
     audio: bool = True,
+    *,
+    top_p: float = 1.0,
+    prompt: Any = None,
     melody: Any = None,
+    two_pass: bool = False,
+    window_seconds: float = WINDOW_SECONDS,
+    stride_seconds: float = STRIDE_SECONDS,
 ) -> Generated:
-    """Samples T = round(seconds · frame_rate) frames for each row of `text` and `melody` (chroma [B, M, C], from
+    """Samples round(seconds · frame_rate) frames for each row of `text` and `melody` (chroma [B, M, C], from
     `encode_melody`, for melody checkpoints alone; one row may serve all), or `batch_size` unconditional clips.
 
-    `guidance_scale` s mixes logits as u + s · (c − u); 1 skips the unconditional branch. `temperature` 0 is greedy;
-    `top_k` 0 keeps every token. `key` is a typed key, or a key for each row: rows with the same key, prompt and
-    settings give the same clip, whatever else is in the batch and (but for the last K − 1 frames) whatever its length.
-    A new edit strength, guidance, temperature or key never compiles again. Defaults are audiocraft's.
+    `seconds` is one duration, or one for each row. `prompt` is what to go on from: codes [B, K, P], sound [B, S], or a
+    list with one of them (or None) for each row, see `prompt_codes`. It opens the result, its codes unchanged, and
+    `seconds` are added to it (audiocraft's `duration` counts the prompt).
+
+    `guidance_scale` s mixes logits as u + s · (c − u); 1 skips the unconditional branch. `two_pass` runs the branches
+    one after the other (audiocraft's `two_step_cfg`): the same but for rounding, with half the activations in memory.
+    `temperature` 0 is greedy; `top_k` 0 keeps every token; `top_p` keeps the fewest tokens whose probabilities, at that
+    temperature and among the top k, reach it (1: all of them).
+
+    `key` is a typed key, or a key for each row: rows with the same key, prompt and settings give the same clip,
+    whatever else is in the batch and (but for the last K − 1 frames) whatever its length. Beyond `window_seconds` the
+    music is made in windows that begin every `stride_seconds` and keep what they share with the one before. A new edit
+    strength, guidance, temperature, top_p or key never compiles again. Defaults are audiocraft's.
+
+    Raises:
+      MusaeError: a setting out of range, or rows of text, prompts, keys and durations that do not match.
     """
-    run = _Run(config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size, melody)
-    state = run.advance(run.start(), run.steps)
-    codes = run.codes(state)
-    return Generated(codes=codes, audio=decode_codes(config, params, codes) if audio else None)
+    run = _Run(
+        config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size, top_p, prompt,
+        melody, two_pass, window_seconds, stride_seconds,
+    )  # fmt: skip
+    codes = run.until(max(run.frames))
+    sound = decode_rows(config, params, codes, run.frames) if audio else None
+    return Generated(codes=codes, audio=sound, frames=np.asarray(run.frames))
 
 
 def generate_stream(
@@ -70,84 +102,177 @@ def generate_stream(
     params: Any,
     text: TextStates | None,
     key: jax.Array,
-    seconds: float = 8.0,
+    seconds: float | Sequence[float] = 8.0,
     guidance_scale: float = 3.0,
     top_k: int = 250,
     temperature: float = 1.0,
     edits: Edits | None = None,
     batch_size: int | None = None,
     chunk_seconds: float = 1.0,
+    *,
+    top_p: float = 1.0,
+    prompt: Any = None,
     melody: Any = None,
+    two_pass: bool = False,
+    window_seconds: float = WINDOW_SECONDS,
+    stride_seconds: float = STRIDE_SECONDS,
 ) -> Iterator[Generated]:
-    """As `generate`, yielding codes and audio as they come; the chunks laid end to end are what `generate` returns.
+    """As `generate`, yielding codes and audio as they come, as NumPy arrays; the chunks laid end to end are what
+    `generate` returns (the sound but for rounding), the prompt included.
 
-    The sound of a chunk is held back by the few frames that the codec looks ahead. Each chunk decodes the clip from its
-    beginning (the codec's LSTM remembers everything), at one compiled length.
+    The sound of a chunk is held back by the few frames that the codec looks ahead.
     """
-    run = _Run(config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size, melody)
     chunk = config.frames(_positive("chunk_seconds", chunk_seconds))
-    state, done, ahead = run.start(), 0, lookahead_frames(config.audio)
-    while done < run.frames:
-        end = min(done + chunk, run.frames)
-        state = run.advance(state, min(end + ahead + config.decoder.delays - 1, run.steps))
-        codes = run.codes(state)
-        sound = decode_codes(config, params, codes)
-        hop = config.hop_length
-        yield Generated(codes=codes[..., done:end], audio=sound[..., done * hop : end * hop])
-        done = end
-
-
-def lookahead_frames(config: encodec.EncodecConfig) -> int:
-    """How many frames after a frame its sound depends on, rounded up."""
-    rate, ahead = 1, 0.0  # samples a frame at this depth, frames
-    for layer in encodec.decoder_layers(config):
-        if layer.kind == "conv":
-            ahead += 0 if config.use_causal_conv else (layer.kernel - 1) * layer.dilation / 2 / rate
-        elif layer.kind == "residual":
-            ahead += 0 if config.use_causal_conv else (config.residual_kernel_size - 1) * layer.dilation / 2 / rate
-        elif layer.kind == "transposed":
-            ahead += 1 / rate
-            rate *= layer.stride
-    return math.ceil(ahead)
+    run = _Run(
+        config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size, top_p, prompt,
+        melody, two_pass, window_seconds, stride_seconds,
+    )  # fmt: skip
+    groups = [
+        (length, rows, Pieces(config, params, len(rows), length, chunk))
+        for length, rows in rows_by_length(run.frames).items()
+    ]
+    total, ahead, hop = max(run.frames), lookahead_frames(config.audio), config.hop_length
+    for done in range(0, total, chunk):
+        end = min(done + chunk, total)
+        codes = run.until(min(end + ahead, total))
+        channels = (config.audio_channels,) * (config.audio_channels > 1)
+        audio = np.zeros((len(run.frames), *channels, (end - done) * hop), np.float32)
+        for length, rows, pieces in groups:
+            if done < length:
+                sound = pieces.until(codes if len(groups) == 1 else codes[rows], min(end, length))
+                audio[rows, ..., : sound.shape[-1]] = sound
+        frames = np.clip(np.asarray(run.frames) - done, 0, end - done)
+        yield Generated(codes=np.asarray(codes)[..., done:end], audio=audio, frames=frames)
 
 
 class _Run:
-    """The checked, array-valued settings of one generation, and its three compiled parts."""
+    """The checked, array-valued settings of one generation, and how far it has come."""
 
     def __init__(
-        self, config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size, melody
-    ):
+        self, config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size, top_p, prompt,
+        melody, two_pass, window_seconds, stride_seconds,
+    ):  # fmt: skip
         c = config.decoder
         self.config, self.params = config, params["decoder"]
-        self.frames = config.frames(_positive("seconds", seconds))
-        self.steps = self.frames + c.delays - 1
-        self.capacity = math.ceil((self.steps + 1) / CAPACITY_STEP) * CAPACITY_STEP
+        codes, known = (None, ()) if prompt is None else prompt_codes(config, params, prompt)
         given = condition_rows(config, text, melody)
-        if given is not None and batch_size not in (None, given):
-            raise MusaeError(f"batch_size is {batch_size} but the prompts have {given} rows; leave one of them out")
-        rows = given or batch_size or 1
+        rows = _rows(given, batch_size, known, seconds)
+        if prompt is None:
+            codes, known = jnp.zeros((rows, c.num_codebooks, 0), jnp.int32), (0,) * rows
+        elif len(known) != rows:  # one for all
+            codes, known = jnp.repeat(codes, rows, axis=0), known * rows
+        seconds = seconds if np.ndim(seconds) else [seconds] * rows
+        self.frames = tuple(p + config.frames(_positive("seconds", s)) for p, s in zip(known, seconds))
+        window = config.frames(_positive("window_seconds", window_seconds))
+        stride = config.frames(_positive("stride_seconds", stride_seconds))
+        if stride >= window:
+            raise MusaeError(
+                f"stride_seconds is {stride_seconds} and window_seconds {window_seconds}; windows must overlap, so "
+                "give a smaller stride"
+            )
+        self.windows = plan_windows(known, self.frames, window, stride)
+        self.span = max(w.longest for w in self.windows)
+        self.capacity = _rounded(self.span + c.delays)
+        # Room for a whole window wherever one begins.
+        room = max(self.frames) + window - codes.shape[-1]
+        self.codes = jnp.pad(codes, ((0, 0), (0, 0), (0, room)))
         # A traced scale may be anything, so both branches are then computed.
         plain = not isinstance(guidance_scale, jax.core.Tracer) and float(guidance_scale) == 1.0
-        self.guided = given is not None and not plain
-        if not isinstance(temperature, jax.core.Tracer) and not float(temperature) >= 0:
+        if given is None:
+            self.passes: Passes = ((UNCONDITIONAL,),)
+        elif plain:
+            self.passes = ((CONDITIONAL,),)
+        else:
+            self.passes = ((CONDITIONAL,), (UNCONDITIONAL,)) if two_pass else ((CONDITIONAL, UNCONDITIONAL),)
+        if not isinstance(guidance_scale, jax.core.Tracer) and not math.isfinite(guidance_scale):
+            raise MusaeError(f"guidance_scale is {guidance_scale}; give a finite number (1: no guidance)")
+        if not isinstance(temperature, jax.core.Tracer) and not 0 <= float(temperature) < math.inf:
             raise MusaeError(f"temperature is {temperature}; give a number from 0 (greedy) upwards")
+        if not isinstance(top_p, jax.core.Tracer) and not 0 < float(top_p) <= 1:
+            raise MusaeError(f"top_p is {top_p}; give a number above 0 and up to 1 (every token)")
         self.keys = _row_keys(key, rows)
         self.top_k = 0 if int(top_k) >= c.vocab_size else max(int(top_k), 0)
+        every = not isinstance(top_p, jax.core.Tracer) and float(top_p) == 1.0
+        self.top_p = None if every else jnp.asarray(top_p, jnp.float32)
         self.scale, self.temperature = jnp.asarray(guidance_scale, jnp.float32), jnp.asarray(temperature, jnp.float32)
         self.edits = prepare_edits(edits, c.num_hidden_layers, c.hidden_size)
-        self.condition = encode_condition(config, params, text, melody, self.guided)
+        if melody is not None and len(self.windows) > 1:
+            raise MusaeError(
+                f"a melody is followed for one window of {window_seconds:g} s; give fewer seconds, or leave it out"
+            )
+        condition = encode_condition(config, params, text, melody, guided=sum(map(len, self.passes)) == 2)
+        self.conditions = _by_pass(condition, self.passes)
+        self.at, self.done, self.state = 0, 0, None  # the window, the frames that are final, and how far the window is
 
-    def start(self) -> State:
-        return _start(self.config, self.params, self.keys, self.capacity, self.guided)
+    def until(self, end: int) -> jax.Array:
+        """The codes [B, K, longest row] so far, final up to frame `end` and 0 where nothing is known yet."""
+        while self.done < end:
+            window = self.windows[self.at]
+            if self.state is None:
+                self.state = self._enter(window)
+            stop = min(end - window.start, window.longest)
+            self.state = _advance(
+                self.config, self.params, self.conditions, self.state, jnp.int32(window.start),
+                jnp.asarray(window.known), jnp.asarray(window.frames),
+                jnp.int32(stop + self.config.decoder.delays - 1), self.scale, self.temperature, self.top_p, self._edits(window), self.top_k, self.passes,
+            )  # fmt: skip
+            self.codes = _store(
+                self.config, self.codes, self.state.columns, jnp.int32(window.start), jnp.asarray(window.known),
+                jnp.asarray(window.frames), self.span,
+            )  # fmt: skip
+            self.done = window.start + stop
+            if stop == window.longest:
+                self.at, self.state = self.at + 1, None
+                if self.at == len(self.windows):
+                    self.done = max(self.frames)
+        return self.codes[..., : max(self.frames)]
 
-    def advance(self, state: State, until: int) -> State:
-        return _advance(
-            self.config, self.params, self.condition, state, jnp.int32(self.frames), jnp.int32(until),
-            self.scale, self.temperature, self.edits, self.top_k, self.guided,
+    def _enter(self, window: Window) -> State:
+        """A window with its prompts written and all that every row is given read, in one pass."""
+        state = _start(
+            self.config, self.params, self.codes, self.keys, jnp.int32(window.start), jnp.asarray(window.known),
+            self.span, self.capacity, self.passes,
+        )  # fmt: skip
+        if not window.given:
+            return state
+        length = min(_rounded(window.given), self.capacity)
+        return _read(
+            self.config, self.params, self.conditions, state, jnp.int32(window.given), self._edits(window), length,
+            self.passes,
         )  # fmt: skip
 
-    def codes(self, state: State) -> jax.Array:
-        return _codes(self.config, state.columns, self.frames)
+    def _edits(self, window: Window) -> Edits | None:
+        if len(self.windows) == 1:
+            return self.edits
+        return edits_from(self.edits, window.start, self.capacity)
+
+
+def _by_pass(condition: Cross | Prefix | None, passes: Passes) -> tuple[Cross | Prefix | None, ...]:
+    """What the music attends to in each pass; the rows of guidance's two branches lie one after the other."""
+    if len(passes) == 1:
+        return (condition,)
+    if not isinstance(condition, Prefix):
+        return condition, None
+    half = len(condition.keys[0]) // 2
+    return jax.tree.map(lambda x: x[:half], condition), jax.tree.map(lambda x: x[half:], condition)
+
+
+def _rows(given: int | None, batch_size: int | None, known: Sequence[int], seconds: Any) -> int:
+    """How many rows there are, by whatever names more than one; `given`: those of text and melody."""
+    if given is not None and batch_size not in (None, given):
+        raise MusaeError(f"batch_size is {batch_size} but the prompts have {given} rows; leave one of them out")
+    rows = batch_size if given is None else given
+    if rows is None:
+        rows = max(len(known), np.size(seconds) if np.ndim(seconds) else 1)
+    if known and len(known) not in (1, rows):
+        raise MusaeError(f"there are {len(known)} prompts to go on from for {rows} rows; give one, or one a row")
+    if np.ndim(seconds) and np.shape(seconds) != (rows,):
+        raise MusaeError(f"there are {np.size(seconds)} durations for {rows} rows; give one, or one a row")
+    return rows
+
+
+def _rounded(columns: int) -> int:
+    return math.ceil(columns / CAPACITY_STEP) * CAPACITY_STEP
 
 
 def _positive(name: str, value: float) -> float:
@@ -167,74 +292,111 @@ def _row_keys(key: jax.Array, rows: int) -> jax.Array:
     return jnp.array(key)  # a copy, because the state is donated
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity", "guided"))
-def _start(config: MusicGenConfig, params: Any, keys: jax.Array, capacity: int, guided: bool) -> State:
+@functools.partial(jax.jit, static_argnames=("config", "span", "capacity", "passes"))
+def _start(config, params, codes, keys, start, known, span: int, capacity: int, passes: Passes) -> State:
+    """An empty cache, and the columns of the window at frame `start` with what is known of each row."""
     c = config.decoder
-    rows = keys.shape[0]
-    lines = ((2 if guided else 1) * rows, c.num_attention_heads)
     width = c.hidden_size // c.num_attention_heads
 
-    def empty(*shape: int) -> tuple[jax.Array, ...]:
+    def empty(branches: tuple[int, ...], *shape: int) -> tuple[jax.Array, ...]:
         # A buffer each: donating a state whose arrays share one fails.
-        return tuple(jnp.zeros((*lines, *shape), params["embedding"].dtype) for _ in range(c.num_hidden_layers))
+        lines = (len(branches) * codes.shape[0], c.num_attention_heads, *shape)
+        return tuple(jnp.zeros(lines, params["embedding"].dtype) for _ in range(c.num_hidden_layers))
 
+    given = jax.lax.dynamic_slice_in_dim(codes, start, span, axis=2)
     return State(
-        cache=Cache(keys=empty(width, capacity), values=empty(capacity, width)),
-        columns=jnp.full((rows, c.num_codebooks, capacity), c.pad_token_id, jnp.int32),
+        caches=tuple(Cache(keys=empty(b, width, capacity), values=empty(b, capacity, width)) for b in passes),
+        columns=apply_delay(given, c.pad_token_id, c.audio_channels, known[:, None, None], capacity),
         position=jnp.zeros((), jnp.int32),
         keys=keys,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "top_k", "guided"), donate_argnames=("state",))
-def _advance(config, params, condition, state, frames, until, scale, temperature, edits, top_k, guided) -> State:
+def _decode(config, params, conditions, caches, columns, start, edits, passes: Passes):
+    """The logits [G·B, K, P, V] of all branches for columns [B, K, P] at positions from `start`, and the caches."""
+    decoder, logits, after = Decoder(config.decoder), [], []
+    for branches, condition, cache in zip(passes, conditions, caches):
+        out, _, cache = decoder.apply(
+            {"params": params},
+            jnp.concatenate([columns] * len(branches)),
+            condition,
+            cache,
+            start,
+            edits=edits,
+            branches=branches,
+        )
+        logits.append(out)
+        after.append(cache)
+    return jnp.concatenate(logits), tuple(after)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "length", "passes"), donate_argnames=("state",))
+def _read(config, params, conditions, state, given, edits, length: int, passes: Passes) -> State:
+    """Reads the columns before `given` in one pass; the few up to `length` are read again when they are written."""
+    columns = state.columns[..., :length]
+    _, caches = _decode(config, params, conditions, state.caches, columns, 0, edits, passes)
+    return state.replace(caches=caches, position=given)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "top_k", "passes"), donate_argnames=("state",))
+def _advance(
+    config, params, conditions, state, start, known, frames, until, scale, temperature, top_p, edits, top_k, passes
+) -> State:
     c = config.decoder
-    decoder = Decoder(c)
-    single = UNCONDITIONAL if unconditional(condition) else CONDITIONAL
-    branches = (CONDITIONAL, UNCONDITIONAL) if guided else (single,)
     delays = jnp.asarray(codebook_delays(c.num_codebooks, c.audio_channels))
+    known, frames = known[:, None], frames[:, None]  # [B, 1]
 
     def step(state: State) -> State:
         """Reads the column at `position`, writes the next one."""
         column = jax.lax.dynamic_slice_in_dim(state.columns, state.position, 1, axis=2)  # [B, K, 1]
-        logits, _, cache = decoder.apply(
-            {"params": params},
-            jnp.concatenate([column] * len(branches)),
-            condition,
-            state.cache,
-            state.position,
-            edits=edits,
-            branches=branches,
-        )
+        logits, caches = _decode(config, params, conditions, state.caches, column, state.position, edits, passes)
         logits = logits[:, :, 0].astype(jnp.float32)  # [G·B, K, V]
-        if guided:
+        if sum(map(len, passes)) == 2:
             conditional, unconditional = jnp.split(logits, 2)
             logits = unconditional + scale * (conditional - unconditional)
-        tokens = sample(logits, state.keys, state.position, temperature, top_k)
+        tokens = sample(logits, state.keys, start + state.position, temperature, top_k, top_p)
         frame = state.position - delays  # the frame that the next column holds
         tokens = jnp.where((frame >= 0) & (frame < frames), tokens, c.pad_token_id)
+        there = jax.lax.dynamic_slice_in_dim(state.columns, state.position + 1, 1, axis=2)[..., 0]  # [B, K]
+        tokens = jnp.where(frame < known, there, tokens)
         columns = jax.lax.dynamic_update_slice_in_dim(state.columns, tokens[..., None], state.position + 1, axis=2)
-        return State(cache=cache, columns=columns, position=state.position + 1, keys=state.keys)
+        return State(caches=caches, columns=columns, position=state.position + 1, keys=state.keys)
 
     return jax.lax.while_loop(lambda state: state.position < until, step, state)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "frames"))
-def _codes(config: MusicGenConfig, columns: jax.Array, frames: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("config", "span"), donate_argnames=("codes",))
+def _store(config, codes, columns, start, known, frames, span: int) -> jax.Array:
+    """The codes with what a window has made so far; frames to come are 0."""
     c = config.decoder
-    codes = undo_delay(columns, frames, c.audio_channels)
-    return jnp.where(codes == c.pad_token_id, 0, codes)  # only in a stream: frames to come
+    made = undo_delay(columns, span, c.audio_channels)
+    made = jnp.where(made == c.pad_token_id, 0, made)
+    there = jax.lax.dynamic_slice_in_dim(codes, start, span, axis=2)
+    frame, known, frames = jnp.arange(span), known[:, None, None], frames[:, None, None]
+    there = jnp.where((frame >= known) & (frame < frames), made, there)
+    return jax.lax.dynamic_update_slice_in_dim(codes, there, start, axis=2)
 
 
-def sample(logits: jax.Array, keys: jax.Array, position: jax.Array, temperature: jax.Array, top_k: int) -> jax.Array:
+def sample(
+    logits: jax.Array,
+    keys: jax.Array,
+    position: jax.Array,
+    temperature: jax.Array,
+    top_k: int,
+    top_p: jax.Array | None = None,
+) -> jax.Array:
     """Tokens int32 [B, K] from logits [B, K, V] by the Gumbel-max trick, which at temperature 0 is the argmax.
 
     The noise belongs to (row key, position, codebook, token), so a small change of the logits, as steering makes,
     changes few tokens: steered and unsteered clips stay comparable.
     """
     noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, position), logits.shape[1:]))(keys)
-    if top_k:
+    if top_k or top_p is not None:
+        likeliest = jax.lax.top_k(logits, top_k or logits.shape[-1])[0]  # falling
+        if top_p is not None:
+            # The likeliest always stays: nothing comes before it.
+            chances = jax.nn.softmax(likeliest / jnp.maximum(temperature, 1e-6), axis=-1)
+            likeliest = jnp.where(jnp.cumsum(chances, axis=-1) - chances < top_p, likeliest, jnp.inf)
         # `.min(-1)` and not `[..., -1]`: XLA turns the latter into a full sort.
-        least = jax.lax.top_k(logits, top_k)[0].min(-1, keepdims=True)
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
+        logits = jnp.where(logits >= likeliest.min(-1, keepdims=True), logits, -jnp.inf)
     return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)

@@ -13,19 +13,24 @@ def _cell(gates: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
-def lstm_scan(inputs: jax.Array, recurrent: jax.Array) -> jax.Array:
-    """One layer from zero states: inputs [T, B, 4·D] (projected, bias added), recurrent [D, 4·D] -> [T, B, D]."""
+State = tuple[jax.Array, jax.Array]  # a layer's output and cell, [B, D] each
 
-    def step(state: tuple[jax.Array, jax.Array], x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+
+def lstm_scan(inputs: jax.Array, recurrent: jax.Array, state: State | None = None) -> tuple[State, jax.Array]:
+    """One layer: inputs [T, B, 4·D] (projected, bias added), recurrent [D, 4·D], the state before (None: zeros) -> the
+    state after, and the outputs [T, B, D]."""
+
+    def step(state: State, x: jax.Array) -> tuple[State, jax.Array]:
         h, c = _cell(x + jnp.matmul(state[0], recurrent, precision=PRECISION), state[1])
         return (h, c), h
 
     zero = jnp.zeros((inputs.shape[1], recurrent.shape[0]), inputs.dtype)
-    return jax.lax.scan(step, (zero, zero), inputs)[1]
+    return jax.lax.scan(step, (zero, zero) if state is None else state, inputs)
 
 
 class LSTM(nn.Module):
-    """`layers` LSTMs one after another plus a skip over all of them: [B, T, D] -> [B, T, D].
+    """`layers` LSTMs one after another plus a skip over all of them: [B, T, D] -> [B, T, D], and every layer's state
+    after the last frame, from which the next frames go on.
 
     Parameters per layer l: `input_l` [D, 4·D], `recurrent_l` [D, 4·D], `bias_l` [4·D] (PyTorch's two biases summed),
     gates in the order i, f, g, o.
@@ -34,16 +39,19 @@ class LSTM(nn.Module):
     layers: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, states: tuple[State, ...] | None = None) -> tuple[jax.Array, tuple[State, ...]]:
         width = x.shape[-1]
+        after = []
         init = _uniform(width**-0.5)
         h = x.transpose(1, 0, 2)  # [T, B, D]
         for layer in range(self.layers):
             projection = self.param(f"input_{layer}", init, (width, 4 * width))
             recurrent = self.param(f"recurrent_{layer}", init, (width, 4 * width))
             bias = self.param(f"bias_{layer}", init, (4 * width,))
-            h = lstm_scan(jnp.matmul(h, projection, precision=PRECISION) + bias, recurrent)
-        return x + h.transpose(1, 0, 2)
+            inputs = jnp.matmul(h, projection, precision=PRECISION) + bias
+            state, h = lstm_scan(inputs, recurrent, None if states is None else states[layer])
+            after.append(state)
+        return x + h.transpose(1, 0, 2), tuple(after)
 
 
 def _uniform(bound: float):

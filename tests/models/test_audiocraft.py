@@ -336,7 +336,7 @@ def test_a_melody_checkpoint_is_told_for_what_it_is(mono):
     config["fuser"] |= {"cross": [], "prepend": ["self_wav", "description"]}
     torch.save(package(lm_state(model), config), folder / "state_dict.bin")
     told = describe_model(folder)
-    assert told.startswith("MusicGen Melody: 3 blocks") and "conditioners.self_wav" in told
+    assert told.startswith("MusicGen that takes a melody: 3 blocks") and "conditioners.self_wav" in told
 
 
 def test_every_wrong_tensor_is_named_in_audiocrafts_words(mono):

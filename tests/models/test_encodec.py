@@ -234,7 +234,7 @@ def test_lstm_gradient_matches_torch():
     their_x = torch.from_numpy(x).requires_grad_()
     theirs = peer(their_x)[0] + their_x
     (theirs * torch.from_numpy(weight)).sum().backward()
-    ours, pull = jax.vjp(lambda p, x: LSTM(2).apply({"params": p}, x), params, x)
+    ours, pull = jax.vjp(lambda p, x: LSTM(2).apply({"params": p}, x)[0], params, x)
     gradient, dx = pull(jnp.asarray(weight))
     close(ours, theirs.detach().numpy(), 1e-5)
     close(dx, their_x.grad.numpy(), 1e-5)

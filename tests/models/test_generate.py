@@ -12,8 +12,9 @@ from musae_jax.models import generate as module
 from musae_jax.models.decoder import Cache, Decoder
 from musae_jax.models.delay import apply_delay
 from musae_jax.models.edits import Edits, FunctionEdit
-from musae_jax.models.generate import generate, generate_stream, lookahead_frames, sample
+from musae_jax.models.generate import generate, generate_stream, sample
 from musae_jax.models.musicgen import decode_codes, encode_text, forward
+from musae_jax.models.piecewise import lookahead_frames
 
 torch = pytest.importorskip("torch")
 

@@ -161,6 +161,16 @@ def test_a_greedy_clip_is_a_fixed_point_of_forward_with_edits(pair):
     np.testing.assert_allclose(change[:, :9], np.repeat(edits.vectors[0][1], 3, axis=0), atol=1e-5)
 
 
+def test_guidance_in_two_passes_is_the_same_and_windows_do_not_slide(pair):
+    mg = pair("melody").ours
+    text, melody = encode_text(mg, IDS), random_melody(3, 8)
+    settings = {"temperature": 0.0, "melody": melody, "audio": False}
+    one, two = (generate(mg.config, mg.params, text, KEY, 0.3, two_pass=two, **settings).codes for two in (False, True))
+    np.testing.assert_array_equal(one, two)
+    with pytest.raises(MusaeError, match="followed for one window"):
+        generate(mg.config, mg.params, text, KEY, 0.3, window_seconds=0.2, stride_seconds=0.1, **settings)
+
+
 def test_jit_equals_no_jit_and_gradients_reach_the_melody(pair):
     mg = pair("melody").ours
     text, melody, codes = encode_text(mg, IDS), random_melody(3, 5), some_codes(mg.config)

@@ -1,0 +1,146 @@
+"""From prompts to sound files and streams: what `musae generate` does."""
+
+import contextlib
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from musae_jax.audio.io import read_audio, read_end
+from musae_jax.audio.sink import FORMATS, is_stream, sound_sink
+from musae_jax.compilation import compiling_seconds
+from musae_jax.config import GenerateConfig
+from musae_jax.errors import MusaeError
+from musae_jax.models.checkpoints import load_musicgen
+from musae_jax.models.chroma import encode_melody
+from musae_jax.models.generate import generate_stream
+from musae_jax.models.musicgen import MusicGen, MusicGenConfig, encode_text, refuse_melody
+
+LONGEST = 3600.0  # seconds
+
+
+def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], None]) -> tuple[str, bool]:
+    """Makes the sound of each prompt; a summary for people, and whether standard output has been given the sound.
+
+    `progress` is told the seconds of music that are done.
+
+    Raises:
+      MusaeError: a setting out of range, a file that cannot be read or written.
+    """
+    if not 0.1 <= config.seconds <= LONGEST:
+        raise MusaeError(f"--seconds is {config.seconds}; it must be between 0.1 and {LONGEST:g}")
+    if not 0 <= config.seed < 1 << 32:
+        raise MusaeError(f"--seed is {config.seed}; it must be between 0 and {(1 << 32) - 1}")
+    if not 0 < config.stride_seconds < config.window_seconds:
+        raise MusaeError(
+            f"--stride-seconds is {config.stride_seconds} and --window-seconds {config.window_seconds}; the stride "
+            "must be above 0 and smaller"
+        )
+    prompts = config.prompt or ("",)
+    places = sound_places(config.out, prompts, config.format)
+    mg = load_musicgen(config.model)
+    c = mg.config
+    heard = None if config.continue_from is None else _read_prompt(config, c)
+    melody = None
+    if config.melody is not None:
+        refuse_melody(c)
+        melody = encode_melody(c, read_audio(config.melody, c.sampling_rate)[None])
+    started, compiled = time.perf_counter(), compiling_seconds()
+    chunks = generate_stream(
+        c,
+        mg.params,
+        _text(mg, prompts),
+        jax.random.key(config.seed),
+        seconds=config.seconds,
+        guidance_scale=config.guidance_scale,
+        top_k=config.top_k,
+        temperature=config.temperature,
+        batch_size=len(prompts),
+        chunk_seconds=config.chunk_seconds,
+        top_p=config.top_p,
+        prompt=heard,
+        melody=melody,
+        two_pass=config.two_pass,
+        window_seconds=config.window_seconds,
+        stride_seconds=config.stride_seconds,
+    )
+    given = 0 if heard is None else heard.shape[-1]
+    skipped = 0 if config.keep_prompt else given
+    total = given + c.frames(config.seconds) * c.hop_length
+    done = clipped = 0
+    with contextlib.ExitStack() as stack:
+        sinks = [
+            stack.enter_context(sound_sink(place, format, c.sampling_rate, c.audio_channels, total - skipped))
+            for place, format in places
+        ]
+        for chunk in chunks:
+            sound = chunk.audio[..., max(0, skipped - done) :]
+            done += chunk.audio.shape[-1]
+            if sound.shape[-1]:
+                for sink, row in zip(sinks, sound):
+                    sink(row)
+                clipped += int((np.abs(sound) > 1).sum())
+            progress(round(done / c.sampling_rate), max(1, round(total / c.sampling_rate)), "s of music")
+    compiling = compiling_seconds() - compiled
+    took = max(time.perf_counter() - started - compiling, 1e-9)
+    made = (total - given) / c.sampling_rate * len(prompts)
+    where = str(config.out) if len(places) == 1 else f"{len(places)} files in {config.out}"
+    lines = [
+        f"{where}: {made:g} s of music in {took:.1f} s ({made / took:.2f} × real time), {compiling:.1f} s compiling"
+    ]
+    if clipped:
+        lines.append(
+            f"{clipped} samples were louder than full scale and clipped; another seed or a lower guidance helps"
+        )
+    return "\n".join(lines), str(config.out) == "-"
+
+
+def sound_places(out: Path, prompts: tuple[str, ...], format: str) -> list[tuple[Path, str]]:
+    """Where the sound of each prompt goes, and as what."""
+    if is_stream(out):
+        if len(prompts) > 1:
+            raise MusaeError(f"{out} is a stream, which takes the sound of one prompt and not of {len(prompts)}")
+        return [(out, "wav" if format == "auto" else format)]
+    if len(prompts) > 1 or out.is_dir():
+        if out.is_file():
+            raise MusaeError(f"{out} is a file, but {len(prompts)} prompts need a folder; give another --out")
+        format = "wav" if format == "auto" else format
+        digits = len(str(len(prompts) - 1))
+        return [(out / f"{i:0{digits}}-{_slug(prompt)}.{format}", format) for i, prompt in enumerate(prompts)]
+    suffix = out.suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        raise MusaeError(f"{out} ends in {out.suffix!r}, but sound is written as {', '.join(FORMATS)}; rename it")
+    if format not in ("auto", suffix):
+        raise MusaeError(f"{out} ends in {out.suffix!r}, but --format is {format}; leave one of them out")
+    return [(out, suffix)]
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "unconditional"
+
+
+def _text(mg: MusicGen, prompts: tuple[str, ...]) -> Any:
+    """The prompts' states; an empty prompt among others attends to nothing (as audiocraft's conditioner has it)."""
+    if not any(prompts):
+        return None
+    text = encode_text(mg, list(prompts))
+    asked = np.array([bool(prompt) for prompt in prompts])[:, None]
+    return text.replace(states=text.states * asked[..., None], mask=text.mask * asked)
+
+
+def _read_prompt(config: GenerateConfig, c: MusicGenConfig) -> np.ndarray:
+    """The end of the file to go on from, in whole frames: float32 [1, S], in stereo [1, 2, S]."""
+    room = config.window_seconds - min(config.seconds, config.stride_seconds)
+    sound = read_end(config.continue_from, c.sampling_rate, c.audio_channels, room)
+    frames = min(sound.shape[-1] // c.hop_length, c.frames(room))
+    if not frames:
+        raise MusaeError(
+            f"{config.continue_from} lasts {sound.shape[-1] / c.sampling_rate:.3f} s, less than one frame of this "
+            f"model ({1 / c.frame_rate:g} s); give a longer file"
+        )
+    sound = sound[:, sound.shape[-1] - frames * c.hop_length :]
+    return sound if c.audio_channels == 1 else sound[None]
