@@ -103,6 +103,8 @@ def _read(path: Path, archive: zipfile.ZipFile, shapes_only: bool) -> Any:
         if not math.prod(shape):
             return np.zeros(shape, dtype)
         flat = np.frombuffer(archive.read(entry), dtype)
+        if flat.size != held:  # the directory of the zip made its length up
+            raise zipfile.BadZipFile("an entry is shorter than its directory says")
         steps = [step * flat.itemsize for step in stride]
         return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps).copy()
 
