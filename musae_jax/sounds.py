@@ -88,7 +88,8 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
     compiling = compiling_seconds() - compiled
     took = max(time.perf_counter() - started - compiling, 1e-9)
     made = (total - given) / c.sampling_rate * len(prompts)
-    where = str(config.out) if len(places) == 1 else f"{len(places)} files in {config.out}"
+    name = "standard output" if str(config.out) == "-" else str(config.out)
+    where = name if len(places) == 1 else f"{len(places)} files in {config.out}"
     lines = [
         f"{where}: {made:g} s of music in {took:.1f} s ({made / took:.2f} × real time), {compiling:.1f} s compiling"
     ]
