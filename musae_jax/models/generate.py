@@ -214,7 +214,8 @@ class _Run:
             self.state = _advance(
                 self.config, self.params, self.conditions, self.state, jnp.int32(window.start),
                 jnp.asarray(window.known), jnp.asarray(window.frames),
-                jnp.int32(stop + self.config.decoder.delays - 1), self.scale, self.temperature, self.top_p, self._edits(window), self.top_k, self.passes,
+                jnp.int32(stop + self.config.decoder.delays - 1), self.scale, self.temperature, self.top_p,
+                self._edits(window), self.top_k, self.passes,
             )  # fmt: skip
             self.codes = _store(
                 self.config, self.codes, self.state.columns, jnp.int32(window.start), jnp.asarray(window.known),
