@@ -1,11 +1,15 @@
 """MusicGen twice, with the same random weights: ours and transformers', for `musae bench generate` and `harvest`.
 
-This file imports nothing at first, so that `python engines.py harvest ENGINE FOLDER LAYER BATCH FRAMES` can say how
-much memory one of them takes in a process of its own: the peak in MiB.
+`python -m musae_jax.bench.engines ENGINE FOLDER LAYER BATCH FRAMES` says how much memory one of them takes for a
+harvest in a process of its own: the peak in MiB.
 """
 
+import importlib.util
 import sys
 from typing import Any
+
+from musae_jax.bench.trainers import accelerator_peak, held_memory
+from musae_jax.errors import MusaeError
 
 DECODERS = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "ffn_dim": 256},
@@ -24,7 +28,13 @@ TINY_CODEC = {**CODEC, "num_filters": 2, "hidden_size": 16, "codebook_dim": 16}
 
 
 def write_checkpoint(folder: Any, size: str) -> None:
-    """A checkpoint of the true shapes with random weights, in the Hugging Face layout."""
+    """A checkpoint of the true shapes with random weights, in the Hugging Face layout.
+
+    Raises:
+      MusaeError: torch is not installed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise MusaeError("transformers needs torch to be measured beside; run `pip install torch`")
     import torch
     from transformers import MusicgenConfig, MusicgenForConditionalGeneration
 
@@ -146,18 +156,12 @@ def harvest_memory(engine: str, folder: str, layer: int, rows: int, frames: int)
     model = ENGINES[engine](folder)
     with open("/proc/self/clear_refs", "w", encoding="ascii") as refs:
         refs.write("5")  # the peak so far, that of loading, is forgotten
-    before = _held("VmRSS")
+    before = held_memory("VmRSS")
     for seed in range(2):
         model.harvest(some_codes(rows, frames, seed), layer)
-    if engine == "transformers" and model.device == "cuda":
-        return model.torch.cuda.max_memory_allocated() / 2**20
-    return _held("VmHWM") - before
-
-
-def _held(what: str) -> float:
-    with open("/proc/self/status", encoding="ascii") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(what)) / 2**10
+    on_device = accelerator_peak(getattr(model, "torch", None))
+    return held_memory("VmHWM") - before if on_device is None else on_device
 
 
 if __name__ == "__main__":
-    print(harvest_memory(sys.argv[2], sys.argv[3], *map(int, sys.argv[4:])))
+    print(harvest_memory(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])))

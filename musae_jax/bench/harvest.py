@@ -1,7 +1,6 @@
 """How fast residuals are harvested: ours beside transformers', with the same random weights of the true size."""
 
 import dataclasses
-import subprocess
 import sys
 import tempfile
 import time
@@ -10,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from musae_jax.bench import engines
-from musae_jax.bench.engines import Ours, Transformers, some_codes, write_checkpoint
+from musae_jax.bench.child import figure_of
+from musae_jax.bench.engines import DECODERS, ENGINES, Ours, Transformers, some_codes, write_checkpoint
 from musae_jax.bench.rows import bench_row
-from musae_jax.errors import MusaeError
 
 Progress = Callable[[int, int, str], None]
 
@@ -39,14 +37,16 @@ def bench_harvest(bench: HarvestBench | None = None, progress: Progress | None =
     """Rows, see `bench_row`; the engines take turns and the median is taken.
 
     harvest/tokens   positions a second, beside each dtype of transformers.
-    harvest/memory   peak MiB beyond the model, in a process of its own, beside transformers' float32.
+    harvest/memory   peak MiB beyond the model, in a process of its own (on GPUs, of the device, model included), beside
+                     transformers' float32; on Linux.
     harvest/apart    largest difference from transformers' float32, as a share of the largest residual.
     """
     b = bench or HarvestBench()
-    layer = engines.DECODERS[b.size]["num_hidden_layers"] // 2 - 1
+    layer = DECODERS[b.size]["num_hidden_layers"] // 2 - 1
+    config = {"size": b.size, "layer": layer, "batch_size": b.batch_size, "positions": b.frames + 1}
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(folder, b.size)
-        memory = {name: _memory(name, folder, layer, b) for name in engines.ENGINES}
+        memory = _memory_rows(b, config, folder)
         ours = Ours(folder)
         theirs = {f"transformers {dtype}": Transformers(folder, dtype) for dtype in b.dtypes}
     seconds: dict[str, list[float]] = {name: [] for name in ("ours", *theirs)}
@@ -60,12 +60,9 @@ def bench_harvest(bench: HarvestBench | None = None, progress: Progress | None =
         if progress:
             progress(turn + 1, b.turns + 1, "turns")
     positions = b.batch_size * (b.frames + 1)
-    config = {"size": b.size, "layer": layer, "batch_size": b.batch_size, "positions": b.frames + 1}
     rate = {name: positions / float(np.median(times[1:])) for name, times in seconds.items()}
     rows = [bench_row("harvest/tokens", config, rate["ours"], "tokens/s", rate[name], name) for name in theirs]
-    rows.append(
-        bench_row("harvest/memory", config, memory["musae_jax"], "MiB", memory["transformers"], "transformers", False)
-    )
+    rows += memory
     if "float32" in b.dtypes:
         exact = residuals["transformers float32"].numpy()
         apart = np.abs(np.asarray(residuals["ours"]) - exact).max() / np.abs(exact).max()
@@ -73,9 +70,11 @@ def bench_harvest(bench: HarvestBench | None = None, progress: Progress | None =
     return rows
 
 
-def _memory(engine: str, folder: str, layer: int, b: HarvestBench) -> float:
-    arguments = ["harvest", engine, folder, str(layer), str(b.batch_size), str(b.frames)]
-    done = subprocess.run([sys.executable, engines.__file__, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise MusaeError(f"the harvest with {engine} failed: {done.stderr.strip().splitlines()[-1][:300]}")
-    return float(done.stdout.split()[-1])
+def _memory_rows(b: HarvestBench, config: dict[str, Any], folder: str) -> list[dict[str, Any]]:
+    if not sys.platform.startswith("linux"):
+        return []
+    arguments = (folder, str(config["layer"]), str(b.batch_size), str(b.frames))
+    ours, theirs = (
+        figure_of(f"the harvest with {name}", "-m", "musae_jax.bench.engines", name, *arguments) for name in ENGINES
+    )
+    return [bench_row("harvest/memory", config, ours, "MiB", theirs, "transformers float32", False)]

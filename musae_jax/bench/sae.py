@@ -6,7 +6,6 @@ is compared on tokens that none has seen. The step is also compared with its flo
 
 import dataclasses
 import importlib.util
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,9 +19,11 @@ import numpy as np
 from musae_jax.activations.batches import Batches
 from musae_jax.activations.store import StoreWriter, open_store
 from musae_jax.bench import trainers
+from musae_jax.bench.child import figure_of
 from musae_jax.bench.rows import bench_row
 from musae_jax.bench.trainers import TRAINERS, Ours, Size, peak_memory, some_weights
 from musae_jax.errors import MusaeError
+from musae_jax.sae.products import a_list_pays
 
 CALL = 10  # steps of a turn
 STATED = Size(512, 16384, 32, 1024)  # the size for which targets are stated, on two CPU cores
@@ -54,7 +55,7 @@ def bench_sae(bench: SaeBench | None = None, progress: Progress | None = None) -
     sae/batch_topk/tokens  of BatchTopK; {list,dense} likewise.
     sae/*/over_encoder     time of a step over that of x @ W_enc alone.
     sae/topk/fvu           on tokens not trained on, after all steps, beside each peer's and another seed of ours.
-    sae/topk/memory        peak MiB of a process that trains (on GPUs, of the device), beside each peer's.
+    sae/topk/memory        peak MiB of a process that trains (on GPUs, of the device), beside each peer's; on Linux.
     sae/feed/wait          share of training time spent waiting for batches read from disk.
 
     Raises:
@@ -99,7 +100,7 @@ def bench_sae(bench: SaeBench | None = None, progress: Progress | None = None) -
 def _rows(b: SaeBench, step: dict[str, float], fvu: dict[str, float]) -> list[dict[str, Any]]:
     config, rows, n = {**b.size._asdict(), "turns": b.turns}, [], b.size.batch_size
     for architecture in ("topk", "batch_topk"):
-        way = "list" if Ours(b.size, some_weights(b.size), architecture).recipe.sparse_used else "dense"
+        way = "list" if a_list_pays(b.size.d_sae, b.size.k) else "dense"
         ours = step[f"{architecture}/{way}"]
         for peer in (b.peers if architecture == "topk" else ()) or (None,):
             theirs = n / step[peer] if peer else None
@@ -116,14 +117,13 @@ def _rows(b: SaeBench, step: dict[str, float], fvu: dict[str, float]) -> list[di
 def _memory_rows(b: SaeBench) -> list[dict[str, Any]]:
     """Every trainer in a process of its own; on an accelerator ours in this one, which already holds its memory."""
 
+    if not sys.platform.startswith("linux"):
+        return []
+
     def peak(name: str) -> float:
         if name == "musae_jax" and jax.default_backend() != "cpu":
             return peak_memory(name, b.size)
-        command = [sys.executable, trainers.__file__, name, *map(str, b.size)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise MusaeError(f"the training with {name} failed: {done.stderr.strip().splitlines()[-1][:300]}")
-        return float(done.stdout.split()[-1])
+        return figure_of(f"the training with {name}", trainers.__file__, name, *map(str, b.size))
 
     config, ours = dict(b.size._asdict()), peak("musae_jax")
     others = [(peak(peer), peer) for peer in b.peers] or [(None, None)]

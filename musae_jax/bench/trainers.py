@@ -5,7 +5,6 @@ one of them takes in a process of its own: the peak in MiB.
 """
 
 import importlib.util
-import resource
 import sys
 import types
 from typing import Any, NamedTuple
@@ -182,19 +181,25 @@ def peak_memory(name: str, size: Size) -> float:
     batches = np.random.default_rng(1).standard_normal((10, size.batch_size, size.d_in), np.float32)
     for _ in range(2):
         trainer.steps(batches)
-    if name == "musae_jax":
-        import jax
+    on_device = accelerator_peak(getattr(trainer, "torch", None))
+    return held_memory("VmHWM") if on_device is None else on_device
 
-        stats = jax.local_devices()[0].memory_stats()
-        if stats:
-            return stats["peak_bytes_in_use"] / 2**20
-    elif trainer.device == "cuda":
-        return trainer.torch.cuda.max_memory_allocated() / 2**20
-    try:  # getrusage would tell the parent's peak where that is higher
-        with open("/proc/self/status", encoding="ascii") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+def accelerator_peak(torch: Any) -> float | None:
+    """The most MiB that a program of torch, or without it of jax, has held on an accelerator; None on CPUs."""
+    if torch is not None:
+        return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] / 2**20 if stats else None
+
+
+def held_memory(what: str) -> float:
+    """MiB that this process holds ("VmRSS") or has held at most ("VmHWM"); known on Linux."""
+    # getrusage would tell the parent's peak where that is higher.
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(what)) / 2**10
 
 
 if __name__ == "__main__":

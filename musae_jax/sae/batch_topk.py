@@ -30,7 +30,6 @@ class BatchTopKConfig(Recipe):
 
     architecture: ClassVar[str] = "batch_topk"
     rule: ClassVar[str] = "jumprelu"
-    lists: ClassVar[bool] = True
     traced: ClassVar[tuple[str, ...]] = (*Recipe.traced, "k")
 
     k: int = 32

@@ -60,8 +60,10 @@ def check_layout(recipe: Recipe, mesh: Mesh) -> None:
     """Refuses what cannot be cut evenly.
 
     Raises:
-      MusaeError: batch_size, d_sae or group_fractions do not fit the mesh.
+      MusaeError: batch_size, d_sae or group_fractions do not fit the mesh, or `sparse` is set for several devices.
     """
+    if recipe.sparse and mesh.size > 1:
+        raise _one_device(mesh.size)
     for name, axis in (("batch_size", DATA), ("d_sae", MODEL)):
         value, parts = getattr(recipe, name), mesh.shape[axis]
         if value % parts:
@@ -78,6 +80,10 @@ def check_layout(recipe: Recipe, mesh: Mesh) -> None:
                 f" the {recipe.d_sae // shards} of a device in pieces of {size}; choose fractions and a model_parallel"
                 f" that leave at most {PIECES} equal pieces"
             )
+
+
+def _one_device(devices: int) -> MusaeError:
+    return MusaeError(f"sparse is set, but a list of active latents is for one device, not {devices}; leave it out")
 
 
 # --- the layout -------------------------------------------------------------------------------------------------------
@@ -166,6 +172,8 @@ def pmapped_step(recipe: Recipe) -> Steps:
 
     The state is whole on every device, and so the dictionary cannot be larger than one device holds.
     """
+    if recipe.sparse:
+        raise _one_device(jax.device_count())
     step = functools.partial(update, recipe)
     return jax.pmap(step, axis_name=DATA, in_axes=(None, 0), out_axes=None, donate_argnums=0)
 

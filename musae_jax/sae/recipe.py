@@ -6,6 +6,7 @@ An architecture is a subclass in a file of its own: its fields, and small pure f
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax
@@ -70,7 +71,6 @@ class Recipe:
 
     architecture: ClassVar[str]
     rule: ClassVar[str]  # of `SAEConfig.architecture`
-    lists: ClassVar[bool] = False  # whether few latents are active, and `choose` can list them
     traced: ClassVar[tuple[str, ...]] = ("lr", "auxk_alpha", "l1_coefficient")  # fields that are arrays in the step
 
     d_in: int
@@ -115,7 +115,7 @@ class Recipe:
         ):
             if getattr(self, name) not in known:
                 raise MusaeError(f"{name} of the SAE is {getattr(self, name)!r}, but it must be {' or '.join(known)}")
-        if self.sparse and not self.lists:
+        if self.sparse and self.choose is None:
             raise MusaeError(
                 f"sparse is set, but a {self.architecture} SAE does not limit its active latents; leave it out"
             )
@@ -142,7 +142,7 @@ class Recipe:
     def sparse_used(self) -> bool:
         if self.sparse is not None:
             return self.sparse
-        return self.lists and a_list_pays(self.d_sae, self.k)
+        return self.choose is not None and a_list_pays(self.d_sae, self.k)
 
     @property
     def dead_after_used(self) -> int:
@@ -200,14 +200,14 @@ class Recipe:
         """
         raise NotImplementedError
 
-    def choose(self, pre: jax.Array, knobs: Knobs, memory: Memory, count: Any) -> Any:
-        """(what `activate` keeps of p as a list `products.Active`, the new memory); asked for where `lists`."""
-        raise NotImplementedError
+    # Where few latents are active: choose(pre, knobs, memory, count), as `activate`, gives what it keeps as a list
+    # (`products.Active`) and the new memory.
+    choose: ClassVar[Callable[..., Any] | None] = None
 
     def penalty(self, params: Params, tokens: Tokens, pre: jax.Array, f: jax.Array, knobs: Knobs) -> Any:
         """What the loss holds besides reconstruction and AuxK; the coefficients in `knobs` have been warmed up.
 
-        Where `lists`, pre may be None, and f the activations that are not 0.
+        Where there is a `choose`, pre may be None, and f the activations that are not 0.
         """
         return l1_penalty(self, f, tokens, knobs)
 

@@ -21,7 +21,6 @@ class TopKConfig(Recipe):
 
     architecture: ClassVar[str] = "topk"
     rule: ClassVar[str] = "topk"
-    lists: ClassVar[bool] = True
     traced: ClassVar[tuple[str, ...]] = (*Recipe.traced, "k")
 
     k: int = 32

@@ -131,7 +131,7 @@ def test_loss_and_gradients_are_those_of_the_definition(name, filtered):
 
 @pytest.mark.parametrize("auxk", [True, False])
 @pytest.mark.parametrize("filtered", [False, True])
-@pytest.mark.parametrize("name", [name for name, recipe in VARIANTS.items() if recipe.lists])
+@pytest.mark.parametrize("name", [name for name, recipe in VARIANTS.items() if recipe.choose])
 def test_a_list_of_the_active_latents_gives_the_same_loss_and_gradients(name, filtered, auxk):
     recipe = VARIANTS[name]
     params, x = some_params(recipe, 1), tokens(2)

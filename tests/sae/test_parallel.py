@@ -111,6 +111,8 @@ def test_what_cannot_be_laid_out_is_one_sentence():
     with pytest.raises(MusaeError, match=r"group_fractions of the SAE end at the latents 1, 256, which cuts the 64"):
         check_layout(BatchTopKConfig(16, 256, 4, batch_size=66, group_fractions=(1 / 256, 255 / 256)), mesh)
     check_layout(BatchTopKConfig(16, 256, 4, batch_size=66, group_fractions=(1 / 64, 63 / 64)), mesh)
+    with pytest.raises(MusaeError, match="a list of active latents is for one device, not 12"):
+        check_layout(BatchTopKConfig(16, 256, 4, batch_size=66, sparse=True), mesh)
 
 
 def test_processes_that_cannot_be_joined_are_one_sentence():

@@ -42,6 +42,12 @@ def test_names_say_what_the_sae_is():
     assert recipe_name(TrainConfig("gated", 64, l1_coefficient=0.25)) == "gated-64-l1-0.25"
 
 
+def test_lists_of_active_latents_are_for_rules_that_limit_them():
+    with pytest.raises(MusaeError, match="sparse is set, but a relu SAE does not limit its active latents"):
+        train_recipe(TrainConfig("relu", sparse=True), 8, 0)
+    assert train_recipe(TrainConfig("topk", sparse=True), 8, 0).sparse_used
+
+
 def test_a_field_of_another_architecture_is_refused():
     with pytest.raises(MusaeError, match="bandwidth of train is set, but the architecture topk has no such field"):
         train_recipe(TrainConfig("topk", bandwidth=1.0), 8, 0)
