@@ -58,7 +58,7 @@ class Run:
 
     @functools.cached_property
     def model(self) -> MusicGen:
-        return load_musicgen(self.config.model)
+        return load_musicgen(self.config.model, self.config.dtype)
 
     @functools.cached_property
     def control_model(self) -> MusicGen:

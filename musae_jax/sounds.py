@@ -42,7 +42,7 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
         )
     prompts = config.prompt or ("",)
     places = sound_places(config.out, prompts, config.format)
-    mg = load_musicgen(config.model)
+    mg = load_musicgen(config.model, config.dtype)
     c = mg.config
     heard = None if config.continue_from is None else _read_prompt(config, c)
     melody = None
