@@ -98,6 +98,22 @@ class HarvestFlags:
 
 
 @dataclass(frozen=True)
+class CostFlags:
+    """How the engine's cost grows with batch, length and size, beside the floor that this device sets."""
+
+    sizes: tuple[Literal["small", "medium", "large"], ...] = ("small",)
+    """Of the decoder; weights are random."""
+    batches: tuple[int, ...] = (1, 8)
+    """Prompts of a generation, and clips of a harvest."""
+    seconds: tuple[float, ...] = (8.0, 30.0)
+    """Of music, up to 30."""
+    dtype: Literal["float32", "mixed", "bfloat16", "float16"] = "float32"
+    """What is computed in."""
+    json: Path | None = None
+    """Also write the rows here."""
+
+
+@dataclass(frozen=True)
 class PodFlags:
     """What the training step costs on a TPU slice, by the TPU compiler, without a TPU."""
 
@@ -182,6 +198,15 @@ def harvest_verb(flags: HarvestFlags) -> str:
         return _table(bench_harvest(bench, progress), flags.json)
 
 
+def cost_verb(flags: CostFlags) -> str:
+    from musae_jax.bench.cost import CostBench, bench_cost
+    from musae_jax.progress import progress_bar
+
+    bench = CostBench(flags.sizes, flags.batches, flags.seconds, flags.dtype)
+    with progress_bar("cost", console) as progress:
+        return _table(bench_cost(bench, progress), flags.json)
+
+
 def pod_verb(flags: PodFlags) -> str:
     from musae_jax.bench.pod import measure_pod, pod_rows, pod_text
     from musae_jax.sae.recipes import RECIPES
@@ -214,5 +239,6 @@ BENCHES = {
     "sae": Verb(SaeFlags, sae_verb, "how fast SAEs are trained, beside the PyTorch libraries"),
     "generate": Verb(GenerateFlags, generate_verb, "how fast music is generated, beside transformers"),
     "harvest": Verb(HarvestFlags, harvest_verb, "how fast residuals are harvested, beside transformers"),
+    "cost": Verb(CostFlags, cost_verb, "how the engine's cost grows with batch, length and size"),
     "pod": Verb(PodFlags, pod_verb, "what a training step costs on a TPU slice, without one"),
 }

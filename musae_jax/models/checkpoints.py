@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -23,7 +25,7 @@ from musae_jax.models.hf_config import GENERIC
 from musae_jax.models.melody import MelodyConfig
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig
 from musae_jax.models.musicgen_table import musicgen_from_hf, musicgen_to_hf
-from musae_jax.models.precision import DTYPES, cast_params
+from musae_jax.models.precision import DTYPES, leaf_dtype
 from musae_jax.models.t5 import T5Config
 
 POCKET = Path(__file__).resolve().parent.parent / "pocket" / "weights"
@@ -37,7 +39,7 @@ def load_musicgen(source: str | Path = "pocket", dtype: str = "float32", revisio
 
     A folder is in the Hugging Face layout, or in audiocraft's (state_dict.bin and compression_state_dict.bin). All
     problems (missing, misshapen or unknown tensors, unknown config attributes) are in one `MusaeError`. `dtype` is
-    "float32", "mixed", "bfloat16" or "float16" (see `cast_params`); `revision` chooses a version on the hub.
+    "float32", "mixed", "bfloat16" or "float16" (see `precision`); `revision` chooses a version on the hub.
     """
     if dtype not in DTYPES:
         raise MusaeError(f"the model's dtype cannot be {dtype!r}; choose {', '.join(DTYPES)}")
@@ -49,7 +51,11 @@ def load_musicgen(source: str | Path = "pocket", dtype: str = "float32", revisio
         tensors, problems = read_tensors(folder)
         params, more = musicgen_from_hf(tensors, config)
         refuse(folder, problems + more)
-    return MusicGen(config=config, params=cast_params(params, dtype), tokenizer=read_tokenizer(texts))
+    params = jax.tree.map_with_path(
+        lambda path, x: jnp.asarray(x, leaf_dtype(jax.tree_util.keystr(path, simple=True, separator="/"), dtype)),
+        params,
+    )
+    return MusicGen(config=config, params=params, tokenizer=read_tokenizer(texts))
 
 
 def save_musicgen(folder: str | Path, mg: MusicGen, dtype: str = "float32", shard_bytes: int = SHARD_BYTES) -> None:

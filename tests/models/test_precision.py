@@ -9,7 +9,6 @@ import pytest
 
 import musae_jax as musae
 from musae_jax.models.decoder import BLOCK, BLOCKS, attention, causal_attention, causal_bias
-from musae_jax.models.precision import cast_params
 
 
 def some(*shape: int, seed: int = 0) -> jax.Array:
@@ -40,7 +39,7 @@ def pocket():
 
 
 def test_mixed_stays_near_float32(pocket):
-    params = cast_params(pocket.params, "mixed")
+    params = musae.load_musicgen("pocket", "mixed").params
     kernel, norm = params["decoder"]["block_0"]["up"]["kernel"], params["decoder"]["block_0"]["ffn_norm"]["scale"]
     assert kernel.dtype == jnp.bfloat16 and norm.dtype == jnp.float32
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((params["text"], params["audio"])))
@@ -53,7 +52,7 @@ def test_mixed_stays_near_float32(pocket):
 
 def test_mixed_never_widens_a_kernel(pocket):
     """XLA on CPUs widens the kernels of products that are asked for in bfloat16, at every step of a generation."""
-    c, params = pocket.config, cast_params(pocket.params, "mixed")
+    c, params = pocket.config, musae.load_musicgen("pocket", "mixed").params
     codes = jnp.zeros((1, 4, 1), jnp.int32)
     text = jax.jit(lambda p: musae.forward(c, p, codes, taps=(1,)).residuals[1]).lower(params).compile().as_text()
     width, hidden = c.decoder.hidden_size, c.decoder.ffn_dim
@@ -63,7 +62,7 @@ def test_mixed_never_widens_a_kernel(pocket):
 
 @pytest.mark.parametrize("dtype", ["mixed", "bfloat16"])
 def test_one_row_and_two_rows_multiply_alike(pocket, dtype):
-    params = cast_params(pocket.params, dtype)
+    params = musae.load_musicgen("pocket", dtype).params
     codes = np.random.default_rng(0).integers(256, size=(2, 4, 1))
     one = musae.forward(pocket.config, params, codes[:1], delayed=True, taps=(2,)).residuals[2]
     two = musae.forward(pocket.config, params, codes, delayed=True, taps=(2,)).residuals[2]

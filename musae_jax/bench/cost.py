@@ -1,0 +1,158 @@
+"""How the engine's cost grows with batch, length and size, beside the floor that this device sets.
+
+A decode step reads every weight and the whole cache once: its floor is those bytes at the bandwidth of a plain sum. A
+harvest multiplies: its floor is the FLOPs at the rate of one large product. Both rates are measured in the same run.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from musae_jax.bench.engines import CODEC, DECODERS, TEXT, TINY_CODEC, TINY_TEXT
+from musae_jax.bench.rows import bench_row
+from musae_jax.models import encodec
+from musae_jax.models.decoder import DecoderConfig, TextStates
+from musae_jax.models.generate import CAPACITY_STEP, generate_stream
+from musae_jax.models.musicgen import MusicGenConfig, forward, parameter_shapes
+from musae_jax.models.precision import leaf_dtype
+from musae_jax.models.t5 import T5Config
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class CostBench:
+    """What is measured, in every combination.
+
+    Attributes:
+      sizes: of the decoder, "small", "medium" or "large" ("tiny" for tests).
+      batches: prompts of a generation, each with its unconditional twin, and clips of a harvest.
+      seconds: of music.
+      dtype: see `precision`.
+      turns: timed chunks of a second, and harvests, of which the median is taken.
+    """
+
+    sizes: tuple[str, ...] = ("small",)
+    batches: tuple[int, ...] = (1, 8)
+    seconds: tuple[float, ...] = (8.0, 30.0)
+    dtype: str = "float32"
+    turns: int = 2
+
+
+def bench_cost(bench: CostBench | None = None, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Rows, see `bench_row`; the peer is the floor and the ratio how much of it is reached.
+
+    cost/bandwidth   bytes a second, in 1e9, of the sum of a large array.
+    cost/product     FLOP a second, in 1e9, of the product of two large matrices in the kernels' dtype.
+    cost/generate    decoder steps a second of a stream with guidance, codec included.
+    cost/harvest     positions a second, up to the block in the middle.
+    """
+    b = bench or CostBench()
+    kernels = leaf_dtype("decoder/kernel", b.dtype)
+    bandwidth, flops = _bandwidth(), _product_rate(kernels)
+    rows = [
+        bench_row("cost/bandwidth", {}, bandwidth / 1e9, "GB/s"),
+        bench_row("cost/product", {}, flops / 1e9, "GFLOP/s", dtype=str(kernels)),
+    ]
+    total = len(b.sizes) * len(b.batches) * len(b.seconds) * 2
+    for size in b.sizes:
+        config = true_config(size)
+        params = _some_params(config, b.dtype)
+        for batch in b.batches:
+            for seconds in b.seconds:
+                shown = {"size": size, "batch_size": batch, "seconds": seconds}
+                rate, floor = (
+                    _steps(config, params, batch, seconds, b.turns),
+                    bandwidth / _bytes(config, params, batch, seconds),
+                )
+                rows.append(bench_row("cost/generate", shown, rate, "steps/s", floor, "floor", dtype=b.dtype))
+                rate, floor = _positions(config, params, batch, seconds, b.turns), flops / _flops(config, seconds)
+                rows.append(bench_row("cost/harvest", shown, rate, "positions/s", floor, "floor", dtype=b.dtype))
+                if progress:
+                    progress(len(rows) - 2, total, "figures")
+    return rows
+
+
+def true_config(size: str) -> MusicGenConfig:
+    """The shapes of the published MusicGen of this size."""
+    tiny = size == "tiny"
+    return MusicGenConfig(
+        text=T5Config(**(TINY_TEXT if tiny else TEXT)),
+        audio=encodec.EncodecConfig.from_hf(TINY_CODEC if tiny else CODEC),
+        decoder=DecoderConfig(**DECODERS[size]),
+    )
+
+
+def _some_params(config: MusicGenConfig, dtype: str) -> dict[str, Any]:
+    """The decoder's and the codec's, of plausible size: drawn once and repeated, since drawing billions takes long."""
+    pool = 0.02 * np.random.default_rng(0).standard_normal(1 << 20, np.float32)
+    shapes = {path: shape for path, shape in parameter_shapes(config).items() if path[0] == "decoder"}
+    flat = {p: jnp.asarray(np.resize(pool, s), leaf_dtype("/".join(p), dtype)) for p, s in shapes.items()}
+    return unflatten_dict(flat) | {"audio": encodec.random_encodec(config.audio, jax.random.key(0))}
+
+
+def _steps(config: MusicGenConfig, params: Any, batch: int, seconds: float, turns: int) -> float:
+    width = config.decoder.hidden_size
+    text = TextStates(states=jnp.ones((batch, 16, width)), mask=jnp.ones((batch, 16), jnp.int32))
+    chunks = generate_stream(config, params, text, jax.random.key(0), seconds)
+    next(chunks)  # compiles
+    taken = [_seconds(lambda: next(chunks)) for _ in range(turns)]
+    return config.frame_rate / float(np.median(taken))
+
+
+def _positions(config: MusicGenConfig, params: Any, batch: int, seconds: float, turns: int) -> float:
+    c, layer = config.decoder, config.decoder.num_hidden_layers // 2 - 1
+    shape = (batch, c.num_codebooks, config.frames(seconds))
+    codes = np.random.default_rng(0).integers(c.vocab_size, size=shape)
+    run = lambda: jax.block_until_ready(forward(config, params, codes, taps=(layer,), logits=False).residuals)  # noqa: E731
+    run()
+    return batch * (shape[-1] + 1) / float(np.median([_seconds(run) for _ in range(turns)]))
+
+
+def _bytes(config: MusicGenConfig, params: Any, batch: int, seconds: float) -> float:
+    """What a decode step reads: the weights but the embeddings and the text's keys and values, and the cache."""
+    c, read = config.decoder, 0
+    for path, leaf in flatten_dict(params["decoder"]).items():
+        once = path[0] == "embedding" or ("cross_attention" in path and path[-2] in ("key", "value"))
+        read += 0 if once else leaf.nbytes
+    capacity = math.ceil((config.frames(seconds) + c.delays) / CAPACITY_STEP) * CAPACITY_STEP
+    cell = params["decoder"]["embedding"].dtype.itemsize
+    return read + 2 * batch * c.num_hidden_layers * 2 * capacity * c.hidden_size * cell
+
+
+def _flops(config: MusicGenConfig, seconds: float) -> float:
+    """Of a position, up to the block in the middle; half of the attention is masked."""
+    c, positions = config.decoder, config.frames(seconds) + 1
+    products = 4 * c.hidden_size**2 + 2 * c.hidden_size * c.ffn_dim
+    return c.num_hidden_layers // 2 * (2 * products + 2 * c.hidden_size * positions)
+
+
+def _bandwidth() -> float:
+    array = jnp.ones(1 << 28, jnp.float32)
+    total = jax.jit(jnp.sum)
+    return array.nbytes / _best(lambda: total(array))
+
+
+def _product_rate(dtype: Any) -> float:
+    side = 4096
+    a, b = jnp.ones((side, side), dtype), jnp.ones((side, side), dtype)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    return 2 * side**3 / _best(lambda: product(a, b))
+
+
+def _best(call: Callable[[], Any], times: int = 5) -> float:
+    jax.block_until_ready(call())
+    return min(_seconds(lambda: jax.block_until_ready(call())) for _ in range(times))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
