@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -24,6 +23,7 @@ from musae_jax.models.hf_config import GENERIC
 from musae_jax.models.melody import MelodyConfig
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig
 from musae_jax.models.musicgen_table import musicgen_from_hf, musicgen_to_hf
+from musae_jax.models.precision import DTYPES
 from musae_jax.models.t5 import T5Config
 
 POCKET = Path(__file__).resolve().parent.parent / "pocket" / "weights"
@@ -37,19 +37,19 @@ def load_musicgen(source: str | Path = "pocket", dtype: str = "float32", revisio
 
     A folder is in the Hugging Face layout, or in audiocraft's (state_dict.bin and compression_state_dict.bin). All
     problems (missing, misshapen or unknown tensors, unknown config attributes) are in one `MusaeError`. `dtype` is
-    that of the parameters and of the computation; `revision` chooses a version on the hub.
+    that of the parameters and of the computation: float32, bfloat16, float16 or mixed (see `precision`); `revision`
+    chooses a version on the hub.
     """
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise MusaeError(f"the parameters' dtype cannot be {dtype!r}; choose float32, bfloat16 or float16")
+    if dtype not in DTYPES:
+        raise MusaeError(f"the parameters' dtype cannot be {dtype!r}; choose one of {', '.join(DTYPES)}")
     folder = find_folder(source, revision)
     if is_audiocraft(folder):
-        config, params, texts = read_audiocraft(folder)
+        config, params, texts = read_audiocraft(folder, dtype)
     else:
         config, texts = read_config(folder), folder
         tensors, problems = read_tensors(folder)
-        params, more = musicgen_from_hf(tensors, config)
+        params, more = musicgen_from_hf(tensors, config, dtype)
         refuse(folder, problems + more)
-    params = jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), params)
     return MusicGen(config=config, params=params, tokenizer=read_tokenizer(texts))
 
 
