@@ -46,7 +46,7 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
     prompts = config.prompt or ("",)
     places = sound_places(config.out, prompts, config.format)
     edits, steered = _steering(config)
-    mg = load_musicgen(config.model or (config.sae and run_model(config.sae)) or "pocket")
+    mg = load_musicgen(config.model or (config.sae and run_model(config.sae)) or "pocket", config.dtype)
     c = mg.config
     heard = None if config.continue_from is None else _read_prompt(config, c)
     melody = None

@@ -6,8 +6,10 @@ harvest in a process of its own: the peak in MiB.
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+from musae_jax.bench.rows import bench_row
 from musae_jax.bench.trainers import accelerator_peak, held_memory
 from musae_jax.errors import MusaeError
 
@@ -56,10 +58,10 @@ def write_checkpoint(folder: Any, size: str) -> None:
 
 
 class Ours:
-    def __init__(self, folder: Any):
+    def __init__(self, folder: Any, dtype: str = "float32"):
         from musae_jax.models.checkpoints import load_musicgen
 
-        self.mg = load_musicgen(folder)
+        self.mg = load_musicgen(folder, dtype)
 
     def generate(self, ids: Any, frames: int) -> Any:
         """Codes of prompts ids [B, L], sampled with guidance 3 and top-k 250; text and sound included."""
@@ -142,6 +144,23 @@ class Transformers:
 
 
 ENGINES = {"musae_jax": Ours, "transformers": Transformers}
+
+
+def load_engines(folder: Any, ours: Sequence[str], theirs: Sequence[str]) -> dict[tuple[str, str], Any]:
+    """(engine, dtype) -> the checkpoint in `folder`, loaded in each of the dtypes."""
+    asked = [("musae_jax", dtype) for dtype in ours] + [("transformers", dtype) for dtype in theirs]
+    return {(name, dtype): ENGINES[name](folder, dtype) for name, dtype in asked}
+
+
+def rows_of_pairs(name: str, config: dict[str, Any], rate: dict[tuple[str, str], float], unit: str) -> list[dict]:
+    """A row for each dtype of ours beside each of transformers'; `rate` is keyed as `load_engines` is."""
+    return [
+        bench_row(name, config, mine, unit, peer, " ".join(whose), dtype=dtype)
+        for (engine, dtype), mine in rate.items()
+        if engine == "musae_jax"
+        for whose, peer in rate.items()
+        if whose[0] != "musae_jax"
+    ]
 
 
 def some_codes(rows: int, frames: int, seed: int = 0) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from musae_jax.bench.engines import Ours, Transformers, some_codes, write_checkpoint
+from musae_jax.bench.engines import Ours, Transformers, load_engines, rows_of_pairs, some_codes, write_checkpoint
 from musae_jax.bench.rows import bench_row
 
 Progress = Callable[[int, int, str], None]
@@ -22,7 +22,7 @@ class GenerateBench:
       size: of the decoder, "small", "medium" or "large" ("tiny" for tests).
       batch_size: prompts at a time; guidance doubles the rows.
       frames: the two lengths whose difference is timed, so that the text, the codec and the start do not count.
-      dtypes: of transformers.
+      ours, theirs: the dtypes of either.
       codec_batch, codec_seconds: clips for the codec.
       turns: timed turns of each.
     """
@@ -30,7 +30,8 @@ class GenerateBench:
     size: str = "small"
     batch_size: int = 1
     frames: tuple[int, int] = (66, 122)
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    ours: tuple[str, ...] = ("float32", "mixed")
+    theirs: tuple[str, ...] = ("float32", "bfloat16")
     codec_batch: int = 4
     codec_seconds: float = 10.0
     turns: int = 3
@@ -39,37 +40,37 @@ class GenerateBench:
 def bench_generate(bench: GenerateBench | None = None, progress: Progress | None = None) -> list[dict[str, Any]]:
     """Rows, see `bench_row`; the engines take turns and the median is taken.
 
-    generate/steps     decoder steps (frames) a second, guidance 3, top-k 250, beside each dtype of transformers.
-    generate/compile   seconds of ours that the first call takes longer.
+    generate/steps     decoder steps (frames) a second, guidance 3, top-k 250, each dtype beside each of transformers.
+    generate/compile   seconds that the first call of ours takes longer.
     codec/encode, codec/decode   seconds of sound a second, beside transformers' float32.
     """
     b = bench or GenerateBench()
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(folder, b.size)
-        ours = Ours(folder)
-        theirs = {f"transformers {dtype}": Transformers(folder, dtype) for dtype in b.dtypes}
+        engines = load_engines(folder, b.ours, b.theirs)
+    ours = engines["musae_jax", b.ours[0]]
     vocabulary = ours.mg.config.text.vocab_size
     ids = np.random.default_rng(0).integers(3, vocabulary, size=(b.batch_size, 12))
-    engines = {"ours": ours, **theirs}
     first = _seconds(lambda: ours.generate(ids, b.frames[1]))
     for engine in engines.values():
         for frames in b.frames:
             engine.generate(ids, frames)
-    steps: dict[str, list[float]] = {name: [] for name in engines}
+    steps: dict[tuple[str, str], list[float]] = {name: [] for name in engines}
     warm = []
     for turn in range(b.turns):
         for name, engine in engines.items():
             short, long = (_seconds(lambda: engine.generate(ids, frames)) for frames in b.frames)  # noqa: B023
             steps[name].append((b.frames[1] - b.frames[0]) / max(long - short, 1e-9))
-            if name == "ours":
+            if engine is ours:
                 warm.append(long)
         if progress:
             progress(turn + 1, b.turns, "turns")
     config = {"size": b.size, "batch_size": b.batch_size, "guidance_scale": 3.0, "top_k": 250}
     rate = {name: float(np.median(rates)) for name, rates in steps.items()}
-    rows = [bench_row("generate/steps", config, rate["ours"], "steps/s", rate[name], name) for name in theirs]
-    rows.append(bench_row("generate/compile", config, first - float(np.median(warm)), "s", more_is_better=False))
-    return rows + (_codec_rows(b, ours, theirs["transformers float32"]) if "float32" in b.dtypes else [])
+    rows = rows_of_pairs("generate/steps", config, rate, "steps/s")
+    rows.append(bench_row("generate/compile", config, first - float(np.median(warm)), "s", dtype=b.ours[0]))
+    exact = engines.get(("transformers", "float32"))
+    return rows if exact is None else rows + _codec_rows(b, ours, exact)
 
 
 def _codec_rows(b: GenerateBench, ours: Ours, theirs: Transformers) -> list[dict[str, Any]]:

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from musae_jax.bench.child import figure_of
-from musae_jax.bench.engines import DECODERS, ENGINES, Ours, Transformers, some_codes, write_checkpoint
+from musae_jax.bench.engines import (
+    DECODERS,
+    ENGINES,
+    load_engines,
+    rows_of_pairs,
+    some_codes,
+    write_checkpoint,
+)  # fmt: skip
 from musae_jax.bench.rows import bench_row
 
 Progress = Callable[[int, int, str], None]
@@ -22,24 +29,25 @@ class HarvestBench:
 
     Attributes:
       size: of the decoder, "small", "medium" or "large" ("tiny" for tests).
-      dtypes: of transformers.
+      ours, theirs: the dtypes of either.
       turns: timed turns of each, after one that is not.
     """
 
     size: str = "small"
     batch_size: int = 4
     frames: int = 500
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    ours: tuple[str, ...] = ("float32", "mixed")
+    theirs: tuple[str, ...] = ("float32", "bfloat16")
     turns: int = 5
 
 
 def bench_harvest(bench: HarvestBench | None = None, progress: Progress | None = None) -> list[dict[str, Any]]:
     """Rows, see `bench_row`; the engines take turns and the median is taken.
 
-    harvest/tokens   positions a second, beside each dtype of transformers.
+    harvest/tokens   positions a second, each dtype beside each of transformers.
     harvest/memory   peak MiB beyond the model, in a process of its own (on GPUs, of the device, model included), beside
                      transformers' float32; on Linux.
-    harvest/apart    largest difference from transformers' float32, as a share of the largest residual.
+    harvest/apart    root mean square of the difference from transformers' float32, as a share of the residuals'.
     """
     b = bench or HarvestBench()
     layer = DECODERS[b.size]["num_hidden_layers"] // 2 - 1
@@ -47,26 +55,25 @@ def bench_harvest(bench: HarvestBench | None = None, progress: Progress | None =
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(folder, b.size)
         memory = _memory_rows(b, config, folder)
-        ours = Ours(folder)
-        theirs = {f"transformers {dtype}": Transformers(folder, dtype) for dtype in b.dtypes}
-    seconds: dict[str, list[float]] = {name: [] for name in ("ours", *theirs)}
+        engines = load_engines(folder, b.ours, b.theirs)
+    seconds: dict[tuple[str, str], list[float]] = {name: [] for name in engines}
     for turn in range(b.turns + 1):
         codes = some_codes(b.batch_size, b.frames, turn)
         residuals = {}
-        for name, engine in {"ours": ours, **theirs}.items():
+        for name, engine in engines.items():
             start = time.perf_counter()
-            residuals[name] = engine.harvest(codes, layer)
+            residuals[name] = np.asarray(engine.harvest(codes, layer), np.float64)
             seconds[name].append(time.perf_counter() - start)
         if progress:
             progress(turn + 1, b.turns + 1, "turns")
     positions = b.batch_size * (b.frames + 1)
     rate = {name: positions / float(np.median(times[1:])) for name, times in seconds.items()}
-    rows = [bench_row("harvest/tokens", config, rate["ours"], "tokens/s", rate[name], name) for name in theirs]
-    rows += memory
-    if "float32" in b.dtypes:
-        exact = residuals["transformers float32"].numpy()
-        apart = np.abs(np.asarray(residuals["ours"]) - exact).max() / np.abs(exact).max()
-        rows.append(bench_row("harvest/apart", config, float(apart), "share", more_is_better=False))
+    rows = rows_of_pairs("harvest/tokens", config, rate, "tokens/s") + memory
+    exact = residuals.get(("transformers", "float32"))
+    for (engine, dtype), found in residuals.items() if exact is not None else ():
+        if found is not exact:
+            apart = float(np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2)))
+            rows.append(bench_row(f"harvest/apart {engine}", config, apart, "share", dtype=dtype))
     return rows
 
 

@@ -17,6 +17,7 @@ def bench_row(
     peer: float | None = None,
     peer_name: str | None = None,
     more_is_better: bool = True,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """{name, config, device, dtype, ours, peer, peer_name, unit, ratio}; ratio > 1 means we are better.
 
@@ -32,7 +33,7 @@ def bench_row(
         "name": name,
         "config": config,
         "device": f"{device.platform} ({device.device_kind})",
-        "dtype": "float32",
+        "dtype": dtype,
         "ours": mean,
         "peer": peer,
         "peer_name": peer_name,
@@ -47,10 +48,11 @@ def bench_row(
 
 def bench_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as lines that fit a terminal."""
-    lines, width = [], max((len(row["name"]) for row in rows), default=0)
-    for row in rows:
+    names = [row["name"] if row["dtype"] == "float32" else f"{row['name']} ({row['dtype']})" for row in rows]
+    lines, width = [], max(map(len, names), default=0)
+    for row, name in zip(rows, names):
         spread = f" ± {(row['interval'][1] - row['interval'][0]) / 2:.3f}" if "interval" in row else ""
         ours = f"{row['ours']:.3f}{spread}"
-        line = f"{row['name']:<{width}}  {ours:<15}  {row['unit']}"
+        line = f"{name:<{width}}  {ours:<15}  {row['unit']}"
         lines.append(line if row["peer"] is None else f"{line:<{width + 37}}  {row['peer_name']}: {row['peer']:.3f}")
     return "\n".join(lines)

@@ -67,8 +67,10 @@ class GenerateFlags:
     """Of the decoder."""
     batch_size: int = 1
     """Prompts at a time; guidance doubles the rows."""
-    dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16")
-    """Of transformers' weights."""
+    ours: tuple[Literal["float32", "mixed", "bfloat16", "float16"], ...] = ("float32", "mixed")
+    """The dtypes that we compute in."""
+    theirs: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16")
+    """Those of transformers."""
     turns: int = 3
     """That each takes."""
     json: Path | None = None
@@ -85,8 +87,10 @@ class HarvestFlags:
     """Clips at a time."""
     frames: int = 500
     """Of each clip."""
-    dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16")
-    """Of transformers' weights."""
+    ours: tuple[Literal["float32", "mixed", "bfloat16", "float16"], ...] = ("float32", "mixed")
+    """The dtypes that we compute in."""
+    theirs: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16")
+    """Those of transformers."""
     turns: int = 5
     """That each takes, after one that is not timed."""
     json: Path | None = None
@@ -164,7 +168,7 @@ def generate_verb(flags: GenerateFlags) -> str:
     from musae_jax.bench.generate import GenerateBench, bench_generate
     from musae_jax.progress import progress_bar
 
-    bench = GenerateBench(flags.size, flags.batch_size, dtypes=flags.dtypes, turns=flags.turns)
+    bench = GenerateBench(flags.size, flags.batch_size, ours=flags.ours, theirs=flags.theirs, turns=flags.turns)
     with progress_bar("generate", console) as progress:
         return _table(bench_generate(bench, progress), flags.json)
 
@@ -173,7 +177,7 @@ def harvest_verb(flags: HarvestFlags) -> str:
     from musae_jax.bench.harvest import HarvestBench, bench_harvest
     from musae_jax.progress import progress_bar
 
-    bench = HarvestBench(flags.size, flags.batch_size, flags.frames, flags.dtypes, flags.turns)
+    bench = HarvestBench(flags.size, flags.batch_size, flags.frames, flags.ours, flags.theirs, flags.turns)
     with progress_bar("harvest", console) as progress:
         return _table(bench_harvest(bench, progress), flags.json)
 

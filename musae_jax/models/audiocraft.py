@@ -46,7 +46,7 @@ def is_audiocraft(folder: Path) -> bool:
 
 
 def read_audiocraft(folder: Path, dtype: str = "float32") -> tuple[MusicGenConfig, dict[str, Any], Path]:
-    """The configuration, the params (of `dtype`, see `precision`) and the folder of the text encoder and tokenizer.
+    """The configuration, the params (of `dtype`, see `cast_params`) and the folder of the text encoder and tokenizer.
 
     Raises:
       MusaeError: a file is missing or damaged, or holds what we do not know (all of it named at once); the text encoder

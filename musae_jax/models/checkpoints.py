@@ -37,11 +37,10 @@ def load_musicgen(source: str | Path = "pocket", dtype: str = "float32", revisio
 
     A folder is in the Hugging Face layout, or in audiocraft's (state_dict.bin and compression_state_dict.bin). All
     problems (missing, misshapen or unknown tensors, unknown config attributes) are in one `MusaeError`. `dtype` is
-    that of the parameters and of the computation: float32, bfloat16, float16 or mixed (see `precision`); `revision`
-    chooses a version on the hub.
+    "float32", "mixed", "bfloat16" or "float16" (see `cast_params`); `revision` chooses a version on the hub.
     """
     if dtype not in DTYPES:
-        raise MusaeError(f"the parameters' dtype cannot be {dtype!r}; choose one of {', '.join(DTYPES)}")
+        raise MusaeError(f"the model's dtype cannot be {dtype!r}; choose {', '.join(DTYPES)}")
     folder = find_folder(source, revision)
     if is_audiocraft(folder):
         config, params, texts = read_audiocraft(folder, dtype)

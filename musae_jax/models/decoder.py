@@ -16,6 +16,7 @@ from musae_jax.models.edits import CONDITIONAL, UNCONDITIONAL, Edits, apply_edit
 from musae_jax.models.hf_config import read_fields
 from musae_jax.models.t5 import ACTIVATIONS, MASKED
 
+BLOCK, BLOCKS = 128, 8  # queries in a block of causal attention at least, and blocks at most
 CROSS_ATTENDING, PREFIXED = "musicgen_decoder", "musicgen_melody_decoder"
 
 
@@ -136,19 +137,32 @@ def attention(
     """Attention: query [R, P, H, d], key [R, H, d, S], value [R, H, S, d], bias [R?, H?, P, S] to [R, P, H·d].
 
     `before` are keys [R?, H, d, N] and values [R?, H, N, d] that every position sees besides: scores are concatenated
-    and not keys, so that a decode step copies neither the prefix nor the cache.
+    and not keys, so that a decode step copies neither the prefix nor the cache. Weights are divided by their sum only
+    after they have been multiplied with the values, which are fewer.
     """
     query = query.transpose(0, 2, 1, 3) * query.shape[-1] ** -0.5
     scores = (query @ key).astype(jnp.float32) + bias  # [R, H, P, S]
-    if before is None:
-        mixed = jax.nn.softmax(scores, axis=-1).astype(value.dtype) @ value
-    else:
+    length = 0 if before is None else before[0].shape[-1]
+    if before is not None:
         scores = jnp.concatenate([(query @ before[0]).astype(jnp.float32), scores], axis=-1)  # [R, H, P, N + S]
-        length = before[0].shape[-1]
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        mixed = weights[..., :length] @ before[1] + weights[..., length:] @ value
-    mixed = mixed.transpose(0, 2, 1, 3)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total, weights = weights.sum(axis=-1, keepdims=True), weights.astype(value.dtype)
+    mixed = weights[..., length:] @ value
+    if before is not None:
+        mixed = mixed + weights[..., :length] @ before[1]
+    mixed = (mixed / total).astype(value.dtype).transpose(0, 2, 1, 3)
     return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array, before=None) -> jax.Array:
+    """`attention` of every position to those up to it, in a few blocks of queries that skip the keys after them."""
+    length, blocks = query.shape[1], []
+    size = max(BLOCK, -(-length // BLOCKS))
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        bias = causal_bias(jnp.arange(start, end), jnp.arange(end))
+        blocks.append(attention(query[:, start:end], key[..., :end], value[:, :, :end], bias, before))
+    return jnp.concatenate(blocks, axis=1)
 
 
 def causal_bias(queries: jax.Array, keys: jax.Array) -> jax.Array:
@@ -156,17 +170,39 @@ def causal_bias(queries: jax.Array, keys: jax.Array) -> jax.Array:
     return jnp.where(keys[None, :] <= queries[:, None], 0.0, MASKED)
 
 
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., K] times kernel [K, N]: multiplied in the kernel's type, added up in float32, returned in x's type.
+
+    So the kernels' type alone decides how the decoder multiplies. Written as `x @ kernel`, products of bfloat16 that
+    come out as bfloat16, XLA widens the whole kernel on CPUs first, which is many times slower.
+    """
+    rows = x.reshape(-1, x.shape[-1]).astype(kernel.dtype)
+    if len(rows) == 1 and kernel.dtype != jnp.float32:
+        rows = jnp.concatenate([rows, rows])  # on CPUs XLA has a fast narrow product for two rows, but none for one
+    out = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)[: x.size // x.shape[-1]]
+    return out.astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+class Projection(nn.Module):
+    """A linear map to `features`, without a bias."""
+
+    features: int
+    init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return product(x, self.param("kernel", self.init, (x.shape[-1], self.features)))
+
+
 class Attention(nn.Module):
-    """The four projections, without biases."""
+    """The four projections."""
 
     config: DecoderConfig
 
     def setup(self) -> None:
         c = self.config
         init = nn.initializers.normal(c.initializer_factor)
-        self.query, self.key, self.value, self.out = (
-            nn.Dense(c.hidden_size, use_bias=False, kernel_init=init) for _ in range(4)
-        )
+        self.query, self.key, self.value, self.out = (Projection(c.hidden_size, init) for _ in range(4))
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.config.num_attention_heads, -1)
@@ -191,19 +227,21 @@ class Block(nn.Module):
         self.self_attention = Attention(c)
         if not c.prefixed:
             self.cross_norm, self.cross_attention = nn.LayerNorm(epsilon=1e-5), Attention(c)
-        self.up = nn.Dense(c.ffn_dim, use_bias=False, kernel_init=init)
-        self.down = nn.Dense(c.hidden_size, use_bias=False, kernel_init=init)
+        self.up, self.down = Projection(c.ffn_dim, init), Projection(c.hidden_size, init)
 
-    def __call__(self, x, bias, cross=None, before=None, cache=None, start=0):
-        """`bias` masks self-attention, `cross` is (keys, values, bias) or None, `before` (keys, values) of the prefix
-        or None, `cache` (keys, values) or None; `start` is where in the cache the new keys go. Returns the stream and
-        the keys and values attended to, without the prefix's."""
+    def __call__(self, x, cross=None, before=None, cache=None, start=0, bias=None):
+        """`cross` is (keys, values, bias) or None, `before` (keys, values) of the prefix or None. With a `cache` (keys,
+        values) the new keys go to `start` in it, and `bias` masks what is not yet there. Returns the stream and the
+        keys and values attended to, without the prefix's."""
         h = self.self_norm(x)
         query, (key, value) = self.self_attention.queries(h), self.self_attention.keys_values(h)
-        if cache is not None:
+        if cache is None:
+            mixed = causal_attention(query, key, value, before)
+        else:
             key = jax.lax.dynamic_update_slice_in_dim(cache[0], key.astype(cache[0].dtype), start, axis=3)
             value = jax.lax.dynamic_update_slice_in_dim(cache[1], value.astype(cache[1].dtype), start, axis=2)
-        x = x + self.self_attention.out(attention(query, key, value, bias, before))
+            mixed = attention(query, key, value, bias, before)
+        x = x + self.self_attention.out(mixed)
         if cross is not None:
             # Rows beyond the text are unconditional: their keys and values would be all zero, so nothing is added.
             rows = cross[0].shape[0]
@@ -242,9 +280,9 @@ class Decoder(nn.Module):
         x = states.astype(self.embedding.dtype)
         positions = jnp.arange(x.shape[1])
         x = x + sinusoids(positions, x.shape[-1]).astype(x.dtype)
-        bias, pairs = causal_bias(positions, positions), []
+        pairs = []
         for block in self.blocks:
-            x, pair = block(x, bias)
+            x, pair = block(x)
             pairs.append(pair)
         return Prefix(keys=tuple(k for k, _ in pairs), values=tuple(v for _, v in pairs))
 
@@ -272,15 +310,14 @@ class Decoder(nn.Module):
         x = sum(self.embedding[k][columns[:, k]] for k in range(c.num_codebooks))  # [R, P, D]
         offset = 0 if prefix is None else prefix.keys[0].shape[-1]
         x = x + sinusoids(offset + positions, c.hidden_size).astype(x.dtype)
-        seen = jnp.arange(length if cache is None else cache.keys[0].shape[3])
-        bias = causal_bias(positions if cache is not None else seen, seen)  # [P, S]
+        bias = None if cache is None else causal_bias(positions, jnp.arange(cache.keys[0].shape[3]))  # [P, S]
         residuals, pairs = {}, []
         depth = c.num_hidden_layers if logits else max(taps, default=-1) + 1
         for i, block in enumerate(self.blocks[:depth]):
             layer_cross = None if cross is None else (cross.keys[i], cross.values[i], cross.bias)
             layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
             layer_before = None if prefix is None else (prefix.keys[i], prefix.values[i])
-            x, pair = block(x, bias, layer_cross, layer_before, layer_cache, start)
+            x, pair = block(x, layer_cross, layer_before, layer_cache, start, bias)
             x = apply_edits(edits, i, x, positions, branches)
             pairs.append(pair)
             if i in taps:
@@ -288,5 +325,5 @@ class Decoder(nn.Module):
         held = Cache(keys=tuple(k for k, _ in pairs), values=tuple(v for _, v in pairs))
         if not logits:
             return None, residuals, held
-        out = self.norm(x) @ self.heads.reshape(c.hidden_size, -1)  # [R, P, K·V]
+        out = product(self.norm(x), self.heads.reshape(c.hidden_size, -1))  # [R, P, K·V]
         return out.reshape(*x.shape[:2], c.num_codebooks, -1).transpose(0, 2, 1, 3), residuals, held

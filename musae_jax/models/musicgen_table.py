@@ -114,7 +114,7 @@ def hf_shapes(config: MusicGenConfig) -> dict[str, tuple[tuple[int, ...], Row, s
 def musicgen_from_hf(
     tensors: Mapping[str, Any], config: MusicGenConfig, dtype: str = "float32"
 ) -> tuple[dict[str, Any], list[str]]:
-    """Hugging Face tensors to our params, of `dtype` (see `precision`), and every problem found; with any they are
+    """Hugging Face tensors to our params, of `dtype` (see `cast_params`), and every problem found; with any they are
     unusable. Tensors are taken one by one, so that no second copy of a large model is ever held."""
     wanted = hf_shapes(config)
     problems, used, flat = [], set(), {}
@@ -134,7 +134,7 @@ def musicgen_from_hf(
             continue
         if not np.isfinite(value).all():
             problems.append(f"tensor {name} has values that are not finite")
-        value = jnp.asarray(value.T if row.flip else value, leaf_dtype(path, dtype))
+        value = jnp.asarray(value.T if row.flip else value, leaf_dtype(tuple(path.split("/")), dtype))
         if k is None:
             flat[path] = value
         else:
