@@ -187,6 +187,8 @@ class GenerateConfig:
     musae generate "the same, with drums" --continue-from song.mp3 --seconds 60 --out longer.wav
 
     musae generate "piano" --seconds 120 --out - | ffplay -nodisp -
+
+    musae generate "piano" --sae runs/pocket --steer 740=1 367=-0.5 --out steered.wav
     """
 
     out: Path
@@ -194,8 +196,9 @@ class GenerateConfig:
     named pipe): a stream of wav or raw sound."""
     prompt: tyro.conf.Positional[tuple[str, ...]] = ()
     """What to play, in quotes; several prompts are played side by side, a file each. None, or "": unconditional."""
-    model: str = "pocket"
-    """"pocket", a Hugging Face MusicGen folder, or a hub id such as facebook/musicgen-small."""
+    model: str | None = None
+    """"pocket", a MusicGen folder, or a hub id such as facebook/musicgen-small; by default that of the run which --sae
+    names, and else "pocket"."""
     dtype: Literal["float32", "mixed", "bfloat16", "float16"] = "float32"
     """What the model computes in. mixed: products in bfloat16, all else in float32; on CPUs with a large model up to
     twice as fast."""
@@ -220,6 +223,11 @@ class GenerateConfig:
     """A sound file whose melody to follow, of which the first 30 s count; for melody checkpoints."""
     keep_prompt: bool = True
     """With --continue-from: begin with what was heard of that file, as the model's codec renders it."""
+    steer: tuple[str, ...] = ()
+    """FEATURE=STRENGTH, one or more: features of --sae that are added at every position, in units of each feature's own
+    largest activation; below 0 they are taken away."""
+    sae: str | None = None
+    """Whose features those are: a run folder, an SAE's folder, or one on the hub (ORG/NAME or ORG/NAME/SUBFOLDER)."""
     window_seconds: float = 30.0
     """How much music the model sees at once; MusicGen was trained on 30 s."""
     stride_seconds: float = 18.0

@@ -33,6 +33,7 @@ from musae_jax.labels.naming import Truth
 from musae_jax.labels.truth import gather_truth, measure_truth, name_by_truth, summarise_table, truth_table
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.musicgen import MusicGen, encode_audio, random_musicgen
+from musae_jax.models.precision import cast_params
 from musae_jax.places import Place, inside, open_place
 from musae_jax.pocket import JUDGE
 from musae_jax.sae.curves import write_training_picture
@@ -64,7 +65,8 @@ class Run:
     def control_model(self) -> MusicGen:
         """The same architecture with random decoder weights; its codec is the trained one."""
         drawn = random_musicgen(self.model.config, jax.random.key(self.config.seed + 1))
-        return self.model.replace(params={**drawn.params, "audio": self.model.params["audio"]})
+        params = cast_params({**drawn.params, "audio": self.model.params["audio"]}, self.config.dtype)
+        return self.model.replace(params=params)
 
     @functools.cached_property
     def clips(self) -> ClipSource:

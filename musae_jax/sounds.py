@@ -17,8 +17,11 @@ from musae_jax.config import GenerateConfig
 from musae_jax.errors import MusaeError
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.chroma import encode_melody
+from musae_jax.models.edits import Edits
 from musae_jax.models.generate import generate_stream
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig, encode_text, refuse_melody
+from musae_jax.steering.directions import steer
+from musae_jax.steering.requests import find_sae, read_strengths, run_model
 
 LONGEST = 3600.0  # seconds
 
@@ -42,7 +45,8 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
         )
     prompts = config.prompt or ("",)
     places = sound_places(config.out, prompts, config.format)
-    mg = load_musicgen(config.model, config.dtype)
+    edits, steered = _steering(config)
+    mg = load_musicgen(config.model or (config.sae and run_model(config.sae)) or "pocket", config.dtype)
     c = mg.config
     heard = None if config.continue_from is None else _read_prompt(config, c)
     melody = None
@@ -59,6 +63,7 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
         guidance_scale=config.guidance_scale,
         top_k=config.top_k,
         temperature=config.temperature,
+        edits=edits,
         batch_size=len(prompts),
         chunk_seconds=config.chunk_seconds,
         top_p=config.top_p,
@@ -93,6 +98,7 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
     lines = [
         f"{where}: {made:g} s of music in {took:.1f} s ({made / took:.2f} × real time), {compiling:.1f} s compiling"
     ]
+    lines += steered
     if clipped:
         lines.append(
             f"{clipped} samples were louder than full scale and clipped; another seed or a lower guidance helps"
@@ -118,6 +124,18 @@ def sound_places(out: Path, prompts: tuple[str, ...], format: str) -> list[tuple
     if format not in ("auto", suffix):
         raise MusaeError(f"{out} ends in {out.suffix!r}, but --format is {format}; leave one of them out")
     return [(out, suffix)]
+
+
+def _steering(config: GenerateConfig) -> tuple[Edits | None, list[str]]:
+    """What is added to the model's stream, and a line about it."""
+    if bool(config.steer) != bool(config.sae):
+        raise MusaeError("--steer FEATURE=STRENGTH and --sae go together; give both, or neither")
+    if not config.steer:
+        return None, []
+    sae, strengths = find_sae(config.sae), read_strengths(config.steer)
+    edits = steer(sae, strengths)
+    added = ", ".join(f"{feature} by {a:g} × {sae.maximum[feature]:.3g}" for feature, a in strengths.items())
+    return edits, [f"steered at {sae.config.hook}: feature {added}"]
 
 
 def _slug(prompt: str) -> str:

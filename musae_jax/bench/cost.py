@@ -55,7 +55,7 @@ def bench_cost(bench: CostBench | None = None, progress: Progress | None = None)
     cost/harvest     positions a second, up to the block in the middle.
     """
     b = bench or CostBench()
-    kernels = leaf_dtype("decoder/kernel", b.dtype)
+    kernels = jnp.dtype(leaf_dtype(("decoder", "kernel"), b.dtype))
     bandwidth, flops = _bandwidth(), _product_rate(kernels)
     rows = [
         bench_row("cost/bandwidth", {}, bandwidth / 1e9, "GB/s"),
@@ -94,7 +94,7 @@ def _some_params(config: MusicGenConfig, dtype: str) -> dict[str, Any]:
     """The decoder's and the codec's, of plausible size: drawn once and repeated, since drawing billions takes long."""
     pool = 0.02 * np.random.default_rng(0).standard_normal(1 << 20, np.float32)
     shapes = {path: shape for path, shape in parameter_shapes(config).items() if path[0] == "decoder"}
-    flat = {p: jnp.asarray(np.resize(pool, s), leaf_dtype("/".join(p), dtype)) for p, s in shapes.items()}
+    flat = {p: jnp.asarray(np.resize(pool, s), leaf_dtype(p, dtype)) for p, s in shapes.items()}
     return unflatten_dict(flat) | {"audio": encodec.random_encodec(config.audio, jax.random.key(0))}
 
 

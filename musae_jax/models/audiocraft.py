@@ -45,8 +45,8 @@ def is_audiocraft(folder: Path) -> bool:
     return (folder / LM).is_file() and not (folder / CONFIG).is_file()
 
 
-def read_audiocraft(folder: Path) -> tuple[MusicGenConfig, dict[str, Any], Path]:
-    """The configuration, the params (float32 numpy) and the folder of the text encoder, with its tokenizer.
+def read_audiocraft(folder: Path, dtype: str = "float32") -> tuple[MusicGenConfig, dict[str, Any], Path]:
+    """The configuration, the params (of `dtype`, see `cast_params`) and the folder of the text encoder and tokenizer.
 
     Raises:
       MusaeError: a file is missing or damaged, or holds what we do not know (all of it named at once); the text encoder
@@ -69,7 +69,7 @@ def read_audiocraft(folder: Path) -> tuple[MusicGenConfig, dict[str, Any], Path]
     outside, problems = read_tensors(texts)
     tensors = {f"text_encoder.{key}": value for key, value in outside.items()} | tensors
     tensors |= {AUDIO + key: value for key, value in codec.tensors.items()}
-    params, found = musicgen_from_hf(tensors, config)
+    params, found = musicgen_from_hf(tensors, config, dtype)
     named = [
         re.sub(rf"^tensor {re.escape(AUDIO)}(\S+)", lambda key: f"the codec's {codec.theirs.get(key[1], key[1])}", text)
         for text in found

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -25,7 +23,7 @@ from musae_jax.models.hf_config import GENERIC
 from musae_jax.models.melody import MelodyConfig
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig
 from musae_jax.models.musicgen_table import musicgen_from_hf, musicgen_to_hf
-from musae_jax.models.precision import DTYPES, leaf_dtype
+from musae_jax.models.precision import DTYPES
 from musae_jax.models.t5 import T5Config
 
 POCKET = Path(__file__).resolve().parent.parent / "pocket" / "weights"
@@ -39,22 +37,18 @@ def load_musicgen(source: str | Path = "pocket", dtype: str = "float32", revisio
 
     A folder is in the Hugging Face layout, or in audiocraft's (state_dict.bin and compression_state_dict.bin). All
     problems (missing, misshapen or unknown tensors, unknown config attributes) are in one `MusaeError`. `dtype` is
-    "float32", "mixed", "bfloat16" or "float16" (see `precision`); `revision` chooses a version on the hub.
+    "float32", "mixed", "bfloat16" or "float16" (see `cast_params`); `revision` chooses a version on the hub.
     """
     if dtype not in DTYPES:
         raise MusaeError(f"the model's dtype cannot be {dtype!r}; choose {', '.join(DTYPES)}")
     folder = find_folder(source, revision)
     if is_audiocraft(folder):
-        config, params, texts = read_audiocraft(folder)
+        config, params, texts = read_audiocraft(folder, dtype)
     else:
         config, texts = read_config(folder), folder
         tensors, problems = read_tensors(folder)
-        params, more = musicgen_from_hf(tensors, config)
+        params, more = musicgen_from_hf(tensors, config, dtype)
         refuse(folder, problems + more)
-    params = jax.tree.map_with_path(
-        lambda path, x: jnp.asarray(x, leaf_dtype(jax.tree_util.keystr(path, simple=True, separator="/"), dtype)),
-        params,
-    )
     return MusicGen(config=config, params=params, tokenizer=read_tokenizer(texts))
 
 

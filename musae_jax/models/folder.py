@@ -3,12 +3,13 @@
 Nothing is ever unpickled: `.bin` files are read by `torch_file`, which runs no code.
 """
 
+import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -30,6 +31,23 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, read anew whenever `np.asarray` is given it: a large model is never twice in memory."""
+
+    path: Path
+    offset: int  # bytes
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        try:
+            array = np.fromfile(self.path, self.dtype, math.prod(self.shape), offset=self.offset).reshape(self.shape)
+        except (OSError, ValueError) as error:
+            raise MusaeError(f"{self.path} has changed while it was read ({error}); load it again") from None
+        return array if dtype is None else array.astype(dtype)
 
 
 def fetch(hub_id: str, patterns: Iterable[str], revision: str | None = None) -> Path:
@@ -112,7 +130,8 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def read_tensors(folder: Path, shapes_only: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """Every tensor in a folder's files, and the problems found; with `shapes_only` as `jax.ShapeDtypeStruct`s.
+    """Every tensor in a folder's files, and the problems found. Those of safetensors are `Stored`, those of `.bin` are
+    arrays, or with `shapes_only` `jax.ShapeDtypeStruct`s.
 
     Raises:
       MusaeError: a file is missing or damaged.
@@ -123,8 +142,8 @@ def read_tensors(folder: Path, shapes_only: bool = False) -> tuple[dict[str, Any
     for path in files:
         if not path.is_file():
             raise MusaeError(f"{path} is missing, though the index names it; fetch the checkpoint again")
-        read = _read_safetensors if path.suffix == ".safetensors" else read_torch_file
-        for key, value in read(path, shapes_only).items():
+        stored = path.suffix == ".safetensors"
+        for key, value in (_read_safetensors(path) if stored else read_torch_file(path, shapes_only)).items():
             if key in tensors:
                 problems.append(f"tensor {key} is in two files")
             tensors[key] = value
@@ -137,14 +156,17 @@ def read_tensors(folder: Path, shapes_only: bool = False) -> tuple[dict[str, Any
     return tensors, problems
 
 
-def _read_safetensors(path: Path, shapes_only: bool) -> dict[str, Any]:
+def _read_safetensors(path: Path) -> dict[str, Stored]:
     try:
-        with safe_open(path, framework="np") as file:
-            if not shapes_only:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            return {
-                key: jax.ShapeDtypeStruct(part.get_shape(), _DTYPES[part.get_dtype()]) for key, part in parts.items()
-            }
+        with safe_open(path, framework="np"):
+            pass  # it has checked the header: what lies where, without gaps, to the end of the file
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        return {
+            key: Stored(path, 8 + length + row["data_offsets"][0], tuple(row["shape"]), np.dtype(_DTYPES[row["dtype"]]))
+            for key, row in header.items()
+        }
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, MemoryError) as error:
         raise MusaeError(f"{path} is not a complete safetensors file ({error}); fetch the checkpoint again") from None

@@ -8,12 +8,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from musae_jax.models.encodec_table import encodec_from_hf, encodec_to_hf
 from musae_jax.models.musicgen import MusicGenConfig, parameter_shapes
+from musae_jax.models.precision import leaf_dtype
 
 AUDIO = "audio_encoder."
 
@@ -109,11 +111,14 @@ def hf_shapes(config: MusicGenConfig) -> dict[str, tuple[tuple[int, ...], Row, s
     return wanted
 
 
-def musicgen_from_hf(tensors: Mapping[str, np.ndarray], config: MusicGenConfig) -> tuple[dict[str, Any], list[str]]:
-    """Hugging Face tensors to our params (float32 numpy), and every problem found; with any they are unusable."""
+def musicgen_from_hf(
+    tensors: Mapping[str, Any], config: MusicGenConfig, dtype: str = "float32"
+) -> tuple[dict[str, Any], list[str]]:
+    """Hugging Face tensors to our params, of `dtype` (see `cast_params`), and every problem found; with any they are
+    unusable. Tensors are taken one by one, so that no second copy of a large model is ever held."""
     wanted = hf_shapes(config)
     problems, used, flat = [], set(), {}
-    stacks: dict[str, dict[int, np.ndarray]] = {}
+    stacks: dict[str, dict[int, jax.Array]] = {}
     for key, (shape, row, path, k) in wanted.items():
         name = key if key in tensors else TIED.get(key, key)
         if name not in tensors:
@@ -127,16 +132,15 @@ def musicgen_from_hf(tensors: Mapping[str, np.ndarray], config: MusicGenConfig) 
         if not jnp.issubdtype(value.dtype, jnp.floating):
             problems.append(f"tensor {name} holds {value.dtype}, expected floating point")
             continue
-        value = value.astype(np.float32)
         if not np.isfinite(value).all():
             problems.append(f"tensor {name} has values that are not finite")
-        value = value.T if row.flip else value
+        value = jnp.asarray(value.T if row.flip else value, leaf_dtype(tuple(path.split("/")), dtype))
         if k is None:
             flat[path] = value
         else:
             stacks.setdefault(path, {})[k] = value
     axes = {row.ours: row.stack for row in TABLE}
-    flat |= {path: np.stack([slices[k] for k in sorted(slices)], axis=axes[path]) for path, slices in stacks.items()}
+    flat |= {path: jnp.stack([slices[k] for k in sorted(slices)], axis=axes[path]) for path, slices in stacks.items()}
     codec = {key.removeprefix(AUDIO): value for key, value in tensors.items() if key.startswith(AUDIO)}
     audio, used_audio, codec_problems = encodec_from_hf(codec, config.audio)
     problems += [f"tensor {AUDIO}{problem}" for problem in codec_problems]
@@ -145,7 +149,7 @@ def musicgen_from_hf(tensors: Mapping[str, np.ndarray], config: MusicGenConfig) 
         if not any(pattern.fullmatch(key) for pattern in IGNORED):
             problems.append(f"tensor {key} has no place in this model")
     params = unflatten_dict(flat, sep="/")
-    params["audio"] = audio
+    params["audio"] = jax.tree.map(jnp.asarray, audio)
     return params, problems
 
 

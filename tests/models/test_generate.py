@@ -1,11 +1,10 @@
 """Generation against transformers token for token, and what the loop promises: cache, keys, edits, streams."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from torch_models import torch_generate
 
 from musae_jax.errors import MusaeError
 from musae_jax.models import generate as module
@@ -20,21 +19,6 @@ torch = pytest.importorskip("torch")
 
 IDS = np.array([[5, 9, 3, 22, 8, 41, 7, 1], [12, 30, 1, 0, 0, 0, 0, 0], [49, 1, 0, 0, 0, 0, 0, 0]])
 KEY = jax.random.key(3)
-
-
-def torch_generate(model, steps, **inputs):
-    """transformers' greedy codes [B, K, T] and audio, after `steps` decode steps."""
-    seen = []
-    original = model.audio_encoder.decode
-    model.audio_encoder.decode = lambda codes, **rest: seen.append(codes[0].numpy()) or original(codes, **rest)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            audio = model.generate(**inputs, do_sample=False, max_new_tokens=steps)
-    finally:
-        del model.audio_encoder.decode
-    codes = seen[0] if len(seen) == 1 else np.stack(seen, axis=2).reshape(len(seen[0]), -1, seen[0].shape[-1])
-    return codes, audio.numpy()
 
 
 @pytest.mark.parametrize("size", ["even", "odd", "stereo"])

@@ -6,6 +6,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from torch_models import torch_generate
 
 from musae_jax.errors import MusaeError
 from musae_jax.models.chroma import HOP, WINDOW, encode_melody, filters
@@ -86,7 +87,7 @@ def test_greedy_with_guidance_equals_transformers_for_60_steps(pair, size, condi
     mg, model = pair(size).ours, pair(size).theirs
     ids, melody = CONDITIONS[condition]
     frames = 60 - mg.config.decoder.delays + 1
-    codes = torch_codes(model, 60, **torch_inputs(ids, melody), guidance_scale=3.0)
+    codes, _ = torch_generate(model, 60, **torch_inputs(ids, melody), guidance_scale=3.0)
     text = None if ids is None else encode_text(mg, ids)
     gen = generate(mg.config, mg.params, text, KEY, frames / 50, temperature=0.0, melody=melody, audio=False)
     np.testing.assert_array_equal(gen.codes, codes)
@@ -97,26 +98,12 @@ def test_greedy_with_guidance_equals_transformers_for_60_steps(pair, size, condi
 def test_greedy_without_guidance_and_without_conditions_equals_transformers(pair):
     mg, model = pair("melody").ours, pair("melody").theirs
     text, melody = encode_text(mg, IDS), random_melody(3, 5)
-    codes = torch_codes(model, 40, **torch_inputs(IDS, melody), guidance_scale=1.0)
+    codes, _ = torch_generate(model, 40, **torch_inputs(IDS, melody), guidance_scale=1.0)
     gen = generate(mg.config, mg.params, text, KEY, 37 / 50, 1.0, temperature=0.0, melody=melody, audio=False)
     np.testing.assert_array_equal(gen.codes, codes)
-    codes = torch_codes(model, 40, **torch_inputs(None, None), guidance_scale=3.0)
+    codes, _ = torch_generate(model, 40, **torch_inputs(None, None), guidance_scale=3.0)
     gen = generate(mg.config, mg.params, None, KEY, 37 / 50, temperature=0.0, batch_size=3, audio=False)
     np.testing.assert_array_equal(gen.codes, codes)
-
-
-def torch_codes(model, steps, **inputs):
-    """transformers' greedy codes [B, K, T] after `steps` decode steps."""
-    seen = []
-    original = model.audio_encoder.decode
-    model.audio_encoder.decode = lambda codes, **rest: seen.append(codes[0].numpy()) or original(codes, **rest)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.generate(**inputs, do_sample=False, max_new_tokens=steps)
-    finally:
-        del model.audio_encoder.decode
-    return seen[0]
 
 
 def test_rows_with_and_without_melody_share_a_batch(pair):

@@ -67,3 +67,18 @@ def test_one_row_and_two_rows_multiply_alike(pocket, dtype):
     one = musae.forward(pocket.config, params, codes[:1], delayed=True, taps=(2,)).residuals[2]
     two = musae.forward(pocket.config, params, codes, delayed=True, taps=(2,)).residuals[2]
     np.testing.assert_allclose(np.asarray(one[0], np.float32), np.asarray(two[0], np.float32), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["mixed", "bfloat16", "float16"])
+def test_what_is_loaded_is_what_is_cast_and_the_codec_stays_float32(pocket, dtype):
+    low = musae.load_musicgen("pocket", dtype=dtype)
+    cast = cast_params(pocket.params, dtype)
+    jax.tree.map(np.testing.assert_array_equal, low.params, cast)
+    assert jax.tree.map(lambda x: x.dtype, low.params) == jax.tree.map(lambda x: x.dtype, cast)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(low.params["audio"]))
+    text = musae.encode_text(low, ["flute"])
+    whole = musae.generate(low.config, low.params, text, jax.random.key(0), seconds=0.5)
+    chunks = list(musae.generate_stream(low.config, low.params, text, jax.random.key(0), 0.5, chunk_seconds=0.3))
+    np.testing.assert_array_equal(np.concatenate([chunk.codes for chunk in chunks], axis=-1), whole.codes)
+    sound = np.concatenate([chunk.audio for chunk in chunks], axis=-1)
+    np.testing.assert_allclose(sound, whole.audio, atol=1e-4)

@@ -21,6 +21,7 @@ from musae_jax.sae.card import model_card
 from musae_jax.sae.formats import load_sae, save_sae
 from musae_jax.sae.hub import pull_sae, push_sae
 from musae_jax.sae.sae import sae_encode
+from musae_jax.steering.requests import find_sae
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own upload
 REPO, PLACE = "org/saes", "blocks.3.resid_post/one"
@@ -73,6 +74,7 @@ def test_what_is_pushed_is_pulled(hub, folder):
     assert "org/saes" in files["README.md"].decode()
     same(load_sae(folder), load_sae(REPO, PLACE))
     np.testing.assert_array_equal(load_sae(REPO, PLACE).maximum, np.ones(F))
+    same(load_sae(folder), find_sae(f"{REPO}/{PLACE}"))  # as `musae generate --sae` has it
     # Weights went through LFS, text inside the commit.
     assert sum(method == "PUT" for method, _ in hub.requests) == 3
     # Downloaded once: the second load asked for no file.

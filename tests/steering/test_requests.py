@@ -1,0 +1,112 @@
+"""`musae generate --steer`: what `musae.steer` does, asked for on the command line."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+import musae_jax as musae
+from musae_jax import cli
+from musae_jax.errors import MusaeError
+from musae_jax.sae.sae import SAEConfig
+from musae_jax.steering.requests import find_sae, read_strengths
+
+HOOK = "blocks.2.resid_post"
+
+
+def random_sae(hook=HOOK, features=12, seed=0):
+    """An SAE of the pocket model's stream, whose features have maxima as large as a residual's norm."""
+    rng = np.random.default_rng(seed)
+    shapes = {"W_enc": (192, features), "b_enc": features, "W_dec": (features, 192), "b_dec": 192}
+    params = {name: rng.normal(size=shape).astype(np.float32) / 10 for name, shape in shapes.items()}
+    maximum = np.linspace(10, 30, features, dtype=np.float32)
+    return musae.SAE(SAEConfig(192, features, "standard", metadata={"hook_name": hook}), params, maximum)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """What `musae run` leaves behind, as far as steering reads it: the control's SAE too."""
+    folder = tmp_path / "run"
+    for name, seed in (("one", 0), ("one-random-weights", 1)):
+        musae.save_sae(folder / "sae" / HOOK / name, random_sae(seed=seed))
+    (folder / "run.json").write_text(json.dumps({"config": {"model": "pocket"}, "stages": {}, "state": "finished"}))
+    return folder
+
+
+def generate(capsys, *arguments):
+    code = cli.main(["generate", *map(str, arguments), "--seconds", "1"])
+    told = capsys.readouterr()
+    return code, " ".join(told.out.split()), " ".join(told.err.split())
+
+
+def test_the_command_steers_as_the_library_does(tmp_path, run_folder, capsys):
+    mg = musae.load_musicgen("pocket")
+    text = musae.encode_text(mg, ["slow flute solo"])
+    sae = musae.load_sae(run_folder / "sae" / HOOK / "one")
+    key, files = jax.random.key(0), {}
+    for name, flags in {
+        "plain": (),
+        "run": ("--sae", run_folder, "--steer", "3=1", "7=-0.5"),
+        "folder": ("--sae", run_folder / "sae" / HOOK / "one", "--steer", "7=-0.5", "3=1.0", "--model", "pocket"),
+        "zero": ("--sae", run_folder, "--steer", "3=0"),
+    }.items():
+        code, out, err = generate(capsys, "slow flute solo", "--out", tmp_path / f"{name}.wav", *flags)
+        assert code == 0, err
+        assert (f"steered at {HOOK}: feature" in out) == bool(flags)
+        files[name] = soundfile.read(tmp_path / f"{name}.wav", dtype="int16")[0]
+    np.testing.assert_array_equal(files["run"], files["folder"])
+    np.testing.assert_array_equal(files["zero"], files["plain"])
+    for name, edits in {"plain": None, "run": musae.steer(sae, {3: 1.0, 7: -0.5})}.items():
+        made = musae.generate(mg.config, mg.params, text, key, seconds=1.0, edits=edits)
+        wanted = np.rint(np.clip(np.asarray(made.audio[0]), -1, 1) * 32767)
+        assert np.abs(files[name] - wanted).max() <= 1  # a stream's pieces differ in rounding
+    assert np.abs(files["run"].astype(int) - files["plain"]).max() > 300
+
+
+def test_the_model_is_that_of_the_run_unless_another_is_named(tmp_path, run_folder, tiny_folder, capsys):
+    record = {"config": {"model": str(tmp_path / "gone")}}
+    (run_folder / "run.json").write_text(json.dumps(record))
+    flags = ("x", "--out", tmp_path / "a.wav", "--sae", run_folder, "--steer", "3=1")
+    code, _, err = generate(capsys, *flags)
+    assert code == 2 and f"there is no folder {tmp_path / 'gone'}" in err
+    code, _, err = generate(capsys, *flags, "--model", tiny_folder)
+    assert code == 2 and "model has layers 0 to 1" in err
+    musae.save_sae(tmp_path / "early", random_sae("blocks.1.resid_post"))
+    flags = (*flags[:3], "--sae", tmp_path / "early", "--steer", "3=1", "--model", tiny_folder)
+    code, _, err = generate(capsys, *flags)
+    assert code == 2 and "residual stream is 24 wide" in err
+    assert not (tmp_path / "a.wav").exists()
+
+
+def test_a_run_with_several_saes_names_them(run_folder):
+    musae.save_sae(run_folder / "sae" / "blocks.4.resid_post" / "one", random_sae("blocks.4.resid_post"))
+    with pytest.raises(MusaeError, match=r"has 2 SAEs; give --sae one of \S+blocks.2.resid_post/one, \S+blocks.4"):
+        find_sae(str(run_folder))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--steer", "3=1"), "go together"),
+        (("--sae", "RUN"), "go together"),
+        (("--sae", "RUN", "--steer", "3"), "was given '3'; write FEATURE=STRENGTH"),
+        (("--sae", "RUN", "--steer", "3=loud"), "was given '3=loud'"),
+        (("--sae", "RUN", "--steer", "3=1", "a prompt"), "was given 'a prompt'"),
+        (("--sae", "RUN", "--steer", "3=1", "3=2"), "names feature 3 more than once"),
+        (("--sae", "RUN", "--steer", "3=1e999"), "finite"),
+        (("--sae", "RUN", "--steer", "12=1"), "choose from 0 to 11"),
+        (("--sae", "RUN", "--steer", "-1=1"), "choose from 0 to 11"),
+        (("--sae", "gone", "--steer", "3=1"), "gone holds no SAE"),
+    ],
+)
+def test_what_cannot_be_steered_is_one_sentence(tmp_path, run_folder, capsys, flags, words):
+    flags = [str(run_folder) if flag == "RUN" else flag for flag in flags]
+    code, _, err = generate(capsys, "x", "--out", tmp_path / "a.wav", *flags)
+    assert code == 2 and words in err and "Traceback" not in err
+    assert not (tmp_path / "a.wav").exists()
+
+
+def test_strengths_are_read():
+    assert read_strengths(["740=1", "367=-0.5", " 2 = 1e-1 "]) == {740: 1.0, 367: -0.5, 2: 0.1}
