@@ -134,7 +134,7 @@ def stage_verb(stage: str) -> Callable[[StageFlags], str]:
 
 
 def train_verb(flags: TrainFlags) -> str:
-    from musae_jax.sae.parallel import join_processes
+    from musae_jax.mesh import join_processes
 
     join_processes(flags.coordinator, flags.processes, flags.process)
     return stage_verb("train")(StageFlags(flags.run))

@@ -31,6 +31,7 @@ from musae_jax.files import read_json, read_json_lines, write_json, write_json_l
 from musae_jax.labels.descriptors import describe_clips, name_by_descriptors
 from musae_jax.labels.naming import Truth
 from musae_jax.labels.truth import gather_truth, measure_truth, name_by_truth, summarise_table, truth_table
+from musae_jax.mesh import first_process
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.musicgen import MusicGen, encode_audio, random_musicgen
 from musae_jax.places import Place, inside, open_place
@@ -38,7 +39,6 @@ from musae_jax.pocket import JUDGE
 from musae_jax.sae.curves import write_training_picture
 from musae_jax.sae.formats import load_sae, save_maximum
 from musae_jax.sae.mirror import mirror_logs
-from musae_jax.sae.parallel import first_process
 from musae_jax.sae.recipes import recipe_name, train_recipe
 from musae_jax.sae.train import train_saes
 from musae_jax.steering.effects import EffectsConfig, choose_targets, measure_effects
