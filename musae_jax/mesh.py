@@ -65,6 +65,28 @@ def join_processes(coordinator: str, processes: int | None = None, process: int 
         ) from error
 
 
+def share_of_work(coordinator: str, processes: int | None = None, process: int | None = None) -> tuple[int, int]:
+    """(which process this is, of how many), for work that is divided and needs no word between them.
+
+    The numbers are enough: then nothing joins the processes, and whatever becomes of one leaves the others alone. With
+    a coordinator they are joined, for jax to find the numbers, and jax ends all of them soon after one is lost.
+
+    Raises:
+      MusaeError: the numbers are missing or impossible, or the others were not found.
+    """
+    if coordinator:
+        join_processes(coordinator, processes, process)
+        return jax.process_index(), jax.process_count()
+    if processes is None and process is None:
+        return 0, 1
+    if processes is None or process is None or not 0 <= process < processes:
+        raise MusaeError(
+            f"--processes is {processes} and --process {process}; give how many there are, and which of them this is,"
+            " from 0 to one less"
+        )
+    return process, processes
+
+
 def first_process() -> bool:
     """Whether this process writes the files that all share."""
     return jax.process_index() == 0

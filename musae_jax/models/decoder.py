@@ -288,5 +288,5 @@ class Decoder(nn.Module):
         held = Cache(keys=tuple(k for k, _ in pairs), values=tuple(v for _, v in pairs))
         if not logits:
             return None, residuals, held
-        out = self.norm(x) @ self.heads.reshape(c.hidden_size, -1)  # [R, P, K·V]
-        return out.reshape(*x.shape[:2], c.num_codebooks, -1).transpose(0, 2, 1, 3), residuals, held
+        # Not reshaped to [D, K·V]: a vocabulary that is cut among devices would have to be gathered.
+        return jnp.einsum("rpd,dkv->rkpv", self.norm(x), self.heads), residuals, held
