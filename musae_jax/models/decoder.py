@@ -269,7 +269,7 @@ class Decoder(nn.Module):
         c = self.config
         length = columns.shape[-1]
         positions = start + jnp.arange(length)
-        x = sum(self.embedding[k][columns[:, k]] for k in range(c.num_codebooks))  # [R, P, D]
+        x = sum(self.embedding[k, columns[:, k]] for k in range(c.num_codebooks))  # [R, P, D]
         offset = 0 if prefix is None else prefix.keys[0].shape[-1]
         x = x + sinusoids(offset + positions, c.hidden_size).astype(x.dtype)
         seen = jnp.arange(length if cache is None else cache.keys[0].shape[3])

@@ -15,7 +15,7 @@ from musae_jax.mesh import DATA
 from musae_jax.models.decoder import Cache, Cross, Decoder, Prefix, TextStates
 from musae_jax.models.delay import apply_delay, codebook_delays, undo_delay
 from musae_jax.models.edits import CONDITIONAL, UNCONDITIONAL, Edits, edits_from, edits_specs, prepare_edits
-from musae_jax.models.layout import ROWS, WHOLE, cut_heads, data_devices, equal_rows, mesh_of, over_rows, rows_or_one
+from musae_jax.models.layout import HEADS, ROWS, WHOLE, data_devices, equal_rows, laid, mesh_of, over_rows, rows_or_one
 from musae_jax.models.musicgen import MusicGenConfig, condition_rows, encode_condition
 from musae_jax.models.piecewise import Pieces, decode_rows, lookahead_frames, rows_by_length
 from musae_jax.models.prompts import prompt_codes
@@ -314,7 +314,7 @@ def _start(config, params, codes, keys, start, known, span: int, capacity: int, 
     def empty(branches: tuple[int, ...], *shape: int) -> tuple[jax.Array, ...]:
         # A buffer each: donating a state whose arrays share one fails.
         lines = (len(branches) * codes.shape[0], c.num_attention_heads, *shape)
-        return tuple(cut_heads(jnp.zeros(lines, params["embedding"].dtype)) for _ in range(c.num_hidden_layers))
+        return tuple(laid(jnp.zeros(lines, params["embedding"].dtype), HEADS) for _ in range(c.num_hidden_layers))
 
     given = jax.lax.dynamic_slice_in_dim(codes, start, span, axis=2)
     return State(
@@ -373,6 +373,7 @@ def _advance(
         if sum(map(len, passes)) == 2:
             conditional, unconditional = jnp.split(logits, 2)
             logits = unconditional + scale * (conditional - unconditional)
+        logits = laid(logits, WHOLE)  # choosing among a cut vocabulary takes more words than gathering it
         tokens = sample(logits, state.keys, start + state.position, temperature, top_k, top_p)
         frame = state.position - delays  # the frame that the next column holds
         tokens = jnp.where((frame >= 0) & (frame < frames), tokens, c.pad_token_id)

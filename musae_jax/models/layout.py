@@ -29,7 +29,7 @@ PARAMETERS = (  # what is cut, by path; the rest is whole
     (r"decoder/block_\d+/down/kernel", P(MODEL)),  # [ffn, D]
     (r"decoder/heads", P(None, None, MODEL)),  # [D, K, V]
 )
-ROWS, WHOLE = P(DATA), P()
+ROWS, HEADS, WHOLE = P(DATA), P(None, MODEL), P()
 
 
 def param_shardings(mesh: Mesh, params: Any) -> Any:
@@ -124,7 +124,7 @@ def rows_or_one(tree: Any) -> Any:
     return jax.tree.map(lambda x: ROWS if x.shape[0] > 1 else WHOLE, tree)
 
 
-def cut_heads(x: jax.Array) -> jax.Array:
-    """x [rows, H, …] cut along H, inside `over_rows`: what is made there follows nothing by itself."""
+def laid(x: jax.Array, spec: P) -> jax.Array:
+    """x laid out by `spec` along `model` inside `over_rows`, where something must be said; elsewhere x."""
     mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty else jax.lax.with_sharding_constraint(x, P(None, MODEL))
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec)
