@@ -39,6 +39,22 @@ class StageFlags:
 
 
 @dataclass(frozen=True)
+class HarvestFlags:
+    """From music to the activation stores of a run that `musae run` has begun, on all devices of one process or of
+    several, which share the shards."""
+
+    run: Path
+    """The run folder; with several processes on a disk that all of them see."""
+    coordinator: str = ""
+    """Several processes, each started with this same command: "auto" on TPU pods, Slurm and Open MPI, where the numbers
+    are found; needless where they are given."""
+    processes: int | None = None
+    """How many they are."""
+    process: int | None = None
+    """Which of them this is, from 0. One that was lost is started again, or the others make its shards."""
+
+
+@dataclass(frozen=True)
 class TrainFlags:
     """Trains the SAEs of a run that `musae run` has begun, on all devices of one process or of several."""
 
@@ -109,7 +125,8 @@ def run_verb(config: RunConfig) -> str:
     from musae_jax.run import STAGES, begin_run, is_done, run_stage
 
     run = begin_run(config)
-    for stage in STAGES:
+    stages = list(STAGES)
+    for stage in stages[: stages.index(config.until) + 1]:
         if is_done(run, stage):
             console.print(f"{stage:<10} done before")
             continue
@@ -118,6 +135,8 @@ def run_verb(config: RunConfig) -> str:
         console.print(f"{stage:<10} {seconds:.1f} s")
         if stage == "harvest" and config.audio is not None:
             console.print(run.clips.summary(), markup=False, soft_wrap=True)
+    if config.until != stages[-1]:
+        return f"{run.folder} is done up to {config.until}"
     return f"The report: {(run.folder / 'report' / 'index.html').absolute()}"
 
 
@@ -133,8 +152,19 @@ def stage_verb(stage: str) -> Callable[[StageFlags], str]:
     return verb
 
 
+def harvest_verb(flags: HarvestFlags) -> str:
+    from musae_jax.mesh import share_of_work
+    from musae_jax.progress import progress_bar
+    from musae_jax.run import open_run, run_stage
+
+    run = open_run(flags.run, *share_of_work(flags.coordinator, flags.processes, flags.process))
+    with progress_bar("harvest", console) as progress:
+        seconds = run_stage(run, "harvest", progress)
+    return f"harvest of {flags.run}: {seconds:.1f} s"
+
+
 def train_verb(flags: TrainFlags) -> str:
-    from musae_jax.sae.parallel import join_processes
+    from musae_jax.mesh import join_processes
 
     join_processes(flags.coordinator, flags.processes, flags.process)
     return stage_verb("train")(StageFlags(flags.run))
@@ -214,7 +244,7 @@ def train_pocket_verb(flags: TrainPocketFlags) -> str:
 VERBS = {
     "run": Verb(RunConfig, run_verb, "the whole road; alone: the pocket model on composed music"),
     "compose": Verb(ComposeFlags, compose_verb, "render labelled music"),
-    "harvest": Verb(StageFlags, stage_verb("harvest"), "music to activation store"),
+    "harvest": Verb(HarvestFlags, harvest_verb, "music to activation store"),
     "train": Verb(TrainFlags, train_verb, "store to sparse autoencoder"),
     "features": Verb(StageFlags, stage_verb("features"), "statistics and exemplars"),
     "label": Verb(StageFlags, stage_verb("label"), "names for features"),

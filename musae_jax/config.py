@@ -30,7 +30,9 @@ class HarvestConfig:
     layers: tuple[int, ...] = ()
     """Blocks whose output is kept, counted from 0 (the paper's layer L is L − 1); none named: the middle one."""
     batch_size: int = 8
-    """Clips in one pass."""
+    """Clips in one pass, of all devices together; rounded up to what they can share equally."""
+    model_parallel: int = 1
+    """How many devices hold a share of the decoder's weights each; all devices divided by this share the clips."""
     dtype: str = "float32"
     """Of the stored activations: float32, bfloat16 (half the room), or float16."""
     store: str = ""
@@ -168,6 +170,8 @@ class RunConfig:
     """A folder of wav, flac, ogg or mp3; without one, music is composed."""
     seed: int = 0
     """Seed of everything random."""
+    until: Literal["compose", "harvest", "train", "features", "label", "steer", "report"] = "report"
+    """The last stage to run; the others' own verbs, or the same command without this, go on from there."""
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     harvest: HarvestConfig = field(default_factory=HarvestConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -237,6 +241,15 @@ class GenerateConfig:
     format: Literal["auto", "wav", "flac", "ogg", "raw"] = "auto"
     """By default that of the file's name, and wav in folders and streams. raw: 16-bit little-endian samples, channels
     interleaved, without a header."""
+    model_parallel: int = 1
+    """How many devices hold a share of the decoder's weights each; all devices divided by this share the prompts."""
+    coordinator: str = ""
+    """Several processes share the prompts, each started with this same command: "auto" on TPU pods, Slurm and Open MPI,
+    where the numbers are found; needless where they are given."""
+    processes: int | None = None
+    """How many processes share the prompts."""
+    process: int | None = None
+    """Which of them this is, from 0."""
 
 
 def to_record(config: Any) -> dict[str, Any]:

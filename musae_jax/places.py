@@ -76,6 +76,19 @@ def list_sizes(place: Place) -> dict[str, int]:
         return {row["name"].rsplit("/", 1)[-1]: row["size"] for row in rows if row["type"] == "file"}
 
 
+def file_size(place: Place, name: str) -> int | None:
+    """The bytes of one file, None where there is none."""
+    path = f"{place.root}/{name}"
+    with _reading(f"{place.location}/{name}"):
+        try:
+            if place.system is None:
+                return os.path.getsize(path)
+            place.system.invalidate_cache()
+            return place.system.size(path)
+        except FileNotFoundError:
+            return None
+
+
 def read_bytes(place: Place, name: str, start: int = 0, end: int | None = None) -> np.ndarray:
     """Bytes `start` to `end` of a file, uint8 and read-only: mapped from disk, or fetched into memory.
 

@@ -31,7 +31,9 @@ from musae_jax.files import read_json, read_json_lines, write_json, write_json_l
 from musae_jax.labels.descriptors import describe_clips, name_by_descriptors
 from musae_jax.labels.naming import Truth
 from musae_jax.labels.truth import gather_truth, measure_truth, name_by_truth, summarise_table, truth_table
+from musae_jax.mesh import first_process, make_mesh
 from musae_jax.models.checkpoints import load_musicgen
+from musae_jax.models.layout import place_musicgen
 from musae_jax.models.musicgen import MusicGen, encode_audio, random_musicgen
 from musae_jax.models.precision import cast_params
 from musae_jax.places import Place, inside, open_place
@@ -39,7 +41,6 @@ from musae_jax.pocket import JUDGE
 from musae_jax.sae.curves import write_training_picture
 from musae_jax.sae.formats import load_sae, save_maximum
 from musae_jax.sae.mirror import mirror_logs
-from musae_jax.sae.parallel import first_process
 from musae_jax.sae.recipes import recipe_name, train_recipe
 from musae_jax.sae.train import train_saes
 from musae_jax.steering.effects import EffectsConfig, choose_targets, measure_effects
@@ -52,10 +53,15 @@ CONTROL = "random-weights"  # ends the name of everything made from the same arc
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder and its config; what several stages need is found here, once."""
+    """A run folder and its config; what several stages need is found here, once.
+
+    `process` and `processes`: which this is of those that share the harvest.
+    """
 
     folder: Path
     config: RunConfig
+    process: int = 0
+    processes: int = 1
 
     @functools.cached_property
     def model(self) -> MusicGen:
@@ -95,9 +101,10 @@ class Run:
         return inside(place, f"activations-{CONTROL}" if control else "activations")
 
     def harvest_options(self, control: bool = False) -> dict[str, Any]:
-        """What a harvest and a live stream are made from."""
+        """What a harvest and a live stream are made from; the model lies on all devices of this process."""
+        mesh = make_mesh(self.config.harvest.model_parallel, jax.local_devices())
         return {
-            "mg": self.control_model if control else self.model,
+            "mg": place_musicgen(self.control_model if control else self.model, mesh),
             "clips": self.clips.clips,
             "layers": self.layers,
             "seconds": self.config.compose.seconds,
@@ -167,7 +174,7 @@ def harvest_stage(run: Run, progress: Progress | None = None) -> None:
     )
     c = run.config.harvest
     for control in (False, True)[: 1 + c.control] if not c.live else ():
-        options = run.harvest_options(control)
+        options = {**run.harvest_options(control), "process": run.process, "processes": run.processes}
         harvest(**options, out=run.activations(control), dtype=c.dtype, progress=progress)
 
 
@@ -281,16 +288,17 @@ STAGES: dict[str, Callable[[Run, Progress | None], None]] = {
 }
 
 
-def open_run(folder: str | Path) -> Run:
+def open_run(folder: str | Path, process: int = 0, processes: int = 1) -> Run:
     """The run in a folder that `run_road` or a stage verb has begun."""
     record = read_json(Path(folder) / "run.json")
-    return Run(Path(folder), from_record(RunConfig, record["config"], f"{folder}/run.json"))
+    return Run(Path(folder), from_record(RunConfig, record["config"], f"{folder}/run.json"), process, processes)
 
 
 def begin_run(config: RunConfig) -> Run:
     """Writes run.json, or checks that the one there asks for the same; nothing else is touched."""
     folder = Path(config.out)
     record = {**to_record(config), "out": "."}  # a run folder can be moved
+    del record["until"]  # and gone on with
     path = folder / "run.json"
     if path.exists():
         found = read_json(path)["config"]

@@ -15,10 +15,12 @@ from musae_jax.audio.sink import FORMATS, is_stream, sound_sink
 from musae_jax.compilation import compiling_seconds
 from musae_jax.config import GenerateConfig
 from musae_jax.errors import MusaeError
+from musae_jax.mesh import make_mesh, share_of_work
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.chroma import encode_melody
 from musae_jax.models.edits import Edits
 from musae_jax.models.generate import generate_stream
+from musae_jax.models.layout import equal_rows, place_musicgen
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig, encode_text, refuse_melody
 from musae_jax.steering.directions import steer
 from musae_jax.steering.requests import find_sae, read_strengths, run_model
@@ -43,10 +45,18 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
             f"--stride-seconds is {config.stride_seconds} and --window-seconds {config.window_seconds}; the stride "
             "must be above 0 and smaller"
         )
+    process, processes = share_of_work(config.coordinator, config.processes, config.process)
     prompts = config.prompt or ("",)
-    places = sound_places(config.out, prompts, config.format)
+    places = sound_places(config.out, prompts, config.format)[process::processes]
+    if not places:
+        return f"nothing to do for process {process}: there are {len(prompts)} prompts", str(config.out) == "-"
     edits, steered = _steering(config)
-    mg = load_musicgen(config.model or (config.sae and run_model(config.sae)) or "pocket", config.dtype)
+    model = config.model or (config.sae and run_model(config.sae)) or "pocket"
+    mg = _on_devices(load_musicgen(model, config.dtype), config.model_parallel, len(places))
+    numbers = range(len(prompts))[process::processes]
+    # Devices get equal parts: the last prompt again, and again, where there are too few.
+    numbers = [*numbers, *[numbers[-1]] * (equal_rows(mg.params, len(places)) - len(places))]
+    prompts = [prompts[number] for number in numbers]
     c = mg.config
     heard = None if config.continue_from is None else _read_prompt(config, c)
     melody = None
@@ -58,7 +68,7 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
         c,
         mg.params,
         _text(mg, prompts),
-        jax.random.key(config.seed),
+        jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), np.array(numbers)),  # whoever makes it
         seconds=config.seconds,
         guidance_scale=config.guidance_scale,
         top_k=config.top_k,
@@ -83,7 +93,7 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
             for place, format in places
         ]
         for chunk in chunks:
-            sound = chunk.audio[..., max(0, skipped - done) :]
+            sound = chunk.audio[: len(places), ..., max(0, skipped - done) :]
             done += chunk.audio.shape[-1]
             if sound.shape[-1]:
                 for sink, row in zip(sinks, sound):
@@ -92,8 +102,8 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
             progress(round(done / c.sampling_rate), max(1, round(total / c.sampling_rate)), "s of music")
     compiling = compiling_seconds() - compiled
     took = max(time.perf_counter() - started - compiling, 1e-9)
-    made = (total - given) / c.sampling_rate * len(prompts)
-    name = "standard output" if str(config.out) == "-" else str(config.out)
+    made = (total - given) / c.sampling_rate * len(places)
+    name = "standard output" if str(config.out) == "-" else str(places[0][0])
     where = name if len(places) == 1 else f"{len(places)} files in {config.out}"
     lines = [
         f"{where}: {made:g} s of music in {took:.1f} s ({made / took:.2f} × real time), {compiling:.1f} s compiling"
@@ -104,6 +114,13 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
             f"{clipped} samples were louder than full scale and clipped; another seed or a lower guidance helps"
         )
     return "\n".join(lines), str(config.out) == "-"
+
+
+def _on_devices(mg: MusicGen, model_parallel: int, rows: int) -> MusicGen:
+    """The model on as many of this process's devices as have something to do."""
+    devices = jax.local_devices()
+    groups = max(1, min(len(devices) // max(1, model_parallel), rows))
+    return place_musicgen(mg, make_mesh(model_parallel, devices[: groups * model_parallel]))
 
 
 def sound_places(out: Path, prompts: tuple[str, ...], format: str) -> list[tuple[Path, str]]:

@@ -1,6 +1,7 @@
 """From a model and music to an activation store for each layer."""
 
-from collections.abc import Callable, Iterable, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ def harvest(
     model: str = "",
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
+    process: int = 0,
+    processes: int = 1,
     progress: Progress | None = None,
 ) -> dict[int, Store]:
     """Writes one activation store per layer to `out/blocks.{i}.resid_post` and returns them, open.
@@ -37,6 +40,11 @@ def harvest(
     depend on the number of clips. A harvest that was killed goes on with the shards that are missing; a finished one
     returns at once. `model` is the name recorded beside the hash of the weights; `dtype` is "float32", "bfloat16" or
     "float16"; a shard holds about `shard_bytes` of float32; `progress` counts clips.
+
+    The devices are those that the parameters lie on (`models.layout`). Several `processes`, on machines that all see
+    `out`, call this with the same arguments and each its own `process`, from 0. They say nothing to each other: each
+    writes its share of the shards and then those still missing, so that it returns when all are there, whatever has
+    become of the others.
 
     Raises:
       MusaeError: no clips, a layer that the model lacks, `out` holds other activations, the model gives values that
@@ -60,36 +68,58 @@ def harvest(
         )
         for layer in layers
     }
-    lacking = {layer: set(writer.missing) for layer, writer in writers.items()}
-    todo = {  # shard -> the layers that lack it
-        shard: tuple(layer for layer in layers if shard in lacking[layer])
-        for shard in sorted(set().union(*lacking.values()))
-    }
-    members = {shard: clips[shard * per_shard : (shard + 1) * per_shard] for shard in todo}
-    done = len(clips) - sum(map(len, members.values()))
-    if progress:
-        progress(done, len(clips), "clips")
-    parts = [
-        (members[shard][start : start + batch_size], todo[shard])
-        for shard in todo
-        for start in range(0, len(members[shard]), batch_size)
-    ]
-    residuals = clip_residuals(mg, parts, seconds, batch_size)
-    for shard, missing in todo.items():
-        size = len(members[shard])
-        blocks = {layer: np.empty((size, positions, width), DTYPES[dtype]) for layer in missing}
-        for start in range(0, size, batch_size):
-            part = next(residuals)
-            for layer in missing:
-                blocks[layer][start : start + batch_size] = part[layer]
-            done += min(batch_size, size - start)
-            if progress:
-                progress(done, len(clips), "clips")
-        for layer in missing:
+    members = [clips[start : start + per_shard] for start in range(0, len(clips), per_shard)]  # of each shard
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, len(clips), "clips")
+
+    lacking = set().union(*(writer.missing for writer in writers.values()))
+    add(len(clips) - sum(len(members[shard]) for shard in lacking))
+    planned: collections.deque[tuple[int, tuple[int, ...]]] = collections.deque()  # shards and the layers to write
+
+    def parts() -> Iterator[tuple[list[Clip], tuple[int, ...]]]:
+        """What the model is to read, asked for shortly before it does."""
+        for shard in divide(sorted(lacking), process, processes):
+            todo = tuple(layer for layer in layers if not writers[layer].has_shard(shard))
+            if not todo:  # another process was here
+                add(len(members[shard]))
+                continue
+            planned.append((shard, todo))
+            for start in range(0, len(members[shard]), batch_size):
+                yield members[shard][start : start + batch_size], todo
+
+    filled, blocks = 0, {}
+    for residuals in clip_residuals(mg, parts(), seconds, batch_size):
+        shard, todo = planned[0]
+        if not filled:
+            shape = len(members[shard]), positions, width
+            blocks = {layer: np.empty(shape, DTYPES[dtype]) for layer in todo}
+        count = len(residuals[todo[0]])
+        for layer in todo:
+            blocks[layer][filled : filled + count] = residuals[layer]
+        filled += count
+        add(count)
+        if filled < len(members[shard]):
+            continue
+        for layer in todo:
             if dtype == "float16" and not np.isfinite(blocks[layer]).all():
                 raise MusaeError(f"{hook_name(layer)} holds values that float16 cannot; use bfloat16 or float32")
-            writers[layer].write_shard(blocks[layer])
+            writers[layer].write_shard(blocks[layer], shard)
+        planned.popleft()
+        filled = 0
     return {layer: open_store(writers[layer].folder) for layer in layers}
+
+
+def divide(shards: Sequence[int], process: int, processes: int) -> list[int]:
+    """The order in which a process takes shards: its own share, then the others', at random so that those who help
+    seldom do the same."""
+    own = [shard for shard in shards if shard % processes == process]
+    others = [shard for shard in shards if shard % processes != process]
+    return own + np.random.default_rng(process).permutation(others).astype(int).tolist()
 
 
 def clips_per_shard(positions: int, width: int, shard_bytes: int) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from musae_jax.audio.clips import Clip, load_clip, split_tracks
 from musae_jax.errors import MusaeError
+from musae_jax.models.layout import equal_rows, place_rows
 from musae_jax.models.musicgen import MusicGen, encode_audio, forward
 
 
@@ -82,16 +83,17 @@ def clip_residuals(
 ) -> Iterator[dict[int, np.ndarray]]:
     """For each part, (at most `batch_size` clips, layers): {layer: residuals [n, P, D]}, float32.
 
-    Every pass has `batch_size` rows, filled up with silence, to keep one shape. The sound of the next part is read
+    Every pass has `batch_size` rows, filled up with silence, to keep one shape; where the parameters lie on several
+    devices (`models.layout`) these share them equally, and there may be a few more. The sound of the next part is read
     while the model runs, and a part's numbers are fetched while the next one is computed.
 
     Raises:
       MusaeError: a sound file cannot be read, or the model gives values that are not finite.
     """
-    samples = round(seconds * mg.config.sampling_rate)
+    samples, rows = round(seconds * mg.config.sampling_rate), equal_rows(mg.params, batch_size)
 
     def read(clips: Sequence[Clip]) -> np.ndarray:
-        audio = np.zeros((batch_size, samples), np.float32)
+        audio = np.zeros((rows, samples), np.float32)
         for row, clip in enumerate(clips):
             audio[row] = load_clip(clip, mg.config.sampling_rate, seconds)
         return audio
@@ -113,7 +115,7 @@ def clip_residuals(
             following = None if part is None else (part, reader.submit(read, part[0]))
             if waiting is not None:
                 (clips, layers), audio = waiting
-                codes = encode_audio(mg.config, mg.params, audio.result())  # [B, K, T]
+                codes = encode_audio(mg.config, mg.params, place_rows(mg.params, audio.result()))  # [B, K, T]
                 started = len(clips), forward(mg.config, mg.params, codes, taps=layers, logits=False).residuals
                 if running is not None:
                     yield fetch(*running)

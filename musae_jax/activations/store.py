@@ -40,7 +40,9 @@ with sorted keys) and "sha256", of the tensor's bytes, the same as in the row.
 
 Writing. metadata.json first, with complete false; then shards, each whole under its final name or not there at all,
 never changed afterwards; then metadata.json again, with complete true. A killed writer leaves whole shards. The next
-one keeps those whose size and header are as they should be (it reads no more of them), and writes the others.
+one keeps those whose size and header are as they should be (it reads no more of them), and writes the others. Several
+writers of the same store share the work in any way: each leaves alone what another has written, and whoever knows that
+all shards are there writes metadata.json again; it is the same, whoever does.
 
 Reading. content_sha256 and the sizes of all shards are checked when a store is opened; a shard's header at every read,
 its sha256 when it is first read through an open store, unless the reader is told not to.
@@ -58,7 +60,7 @@ import ml_dtypes
 import numpy as np
 
 from musae_jax.errors import MusaeError
-from musae_jax.places import Place, list_sizes, open_place, read_bytes, write_bytes
+from musae_jax.places import Place, file_size, list_sizes, open_place, read_bytes, write_bytes
 
 FORMAT = "musae-activations/2"
 METADATA = "metadata.json"
@@ -81,6 +83,8 @@ def json_sha256(value: Any) -> str:
 
 class StoreWriter:
     """Writes a store shard by shard; a folder that already holds some of the same store is gone on with.
+
+    Others may write the same store at the same time, see the protocol.
 
     Args:
       folder: the store, a path or a URL.
@@ -117,12 +121,9 @@ class StoreWriter:
             raise MusaeError(f"activations cannot be stored as {self.description['dtype']!r}; use {', '.join(DTYPES)}")
         self._hash = json_sha256(self.description)
         self._rows: dict[int, dict[str, Any]] = {}
-        self._missing = list(range(self.shards))
         sizes = list_sizes(self.folder)
-        if METADATA in sizes:
-            self._take_over(sizes)
-            self._missing = [index for index in self._missing if index not in self._rows]
-        if self.missing or METADATA not in sizes:
+        said = self._take_over(sizes) if METADATA in sizes else None
+        if said != self.complete:
             self._write_metadata()
 
     @property
@@ -132,8 +133,8 @@ class StoreWriter:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The numbers of the shards still to be written."""
-        return tuple(self._missing)
+        """The numbers of the shards still to be written, as far as is known here."""
+        return tuple(index for index in range(self.shards) if index not in self._rows)
 
     @property
     def done(self) -> int:
@@ -148,20 +149,28 @@ class StoreWriter:
         """The clip ids of shard `index`."""
         return self.clip_ids[index * self.clips_per_shard : (index + 1) * self.clips_per_shard]
 
-    def write_shard(self, residuals: np.ndarray) -> None:
-        """Writes the first missing shard: residuals [n, P, D] of `shard_clips(missing[0])`."""
-        index = self._missing[0]
+    def has_shard(self, index: int) -> bool:
+        """Whether a shard is written, by whomever; one that is not known yet is looked for."""
+        if index not in self._rows and (size := file_size(self.folder, _file(index))) is not None:
+            self._adopt(index, size)
+            self._finish()
+        return index in self._rows
+
+    def write_shard(self, residuals: np.ndarray, index: int | None = None) -> None:
+        """Writes residuals [n, P, D] of `shard_clips(index)`, by default of the first missing shard, unless somebody
+        else has written it meanwhile."""
+        index = self.missing[0] if index is None else index
         shape = self._shape(index)
         if residuals.shape != shape:
             raise ValueError(f"shard {index} needs shape {shape}, got {residuals.shape}")
+        if self.has_shard(index):
+            return
         data = np.ascontiguousarray(residuals, DTYPES[self.description["dtype"]]).tobytes()
         digest = hashlib.sha256(data).hexdigest()
         header = _header(shape, self.description["dtype"], {"store": self._hash, "sha256": digest})
         write_bytes(self.folder, _file(index), header + data)
         self._rows[index] = self._row(index, digest, len(header) + len(data))
-        del self._missing[0]
-        if self.complete:
-            self._write_metadata()
+        self._finish()
 
     def _shape(self, index: int) -> tuple[int, int, int]:
         return len(self.shard_clips(index)), self.description["positions"], self.description["d"]
@@ -171,8 +180,8 @@ class StoreWriter:
         columns = {name: [of[id] for id in ids] for name, of in self._columns.items()}
         return {"file": _file(index), "clips": list(ids), **columns, "sha256": digest, "bytes": size}
 
-    def _take_over(self, sizes: dict[str, int]) -> None:
-        """Keeps the shards that are as a writer of this very store leaves them."""
+    def _take_over(self, sizes: dict[str, int]) -> bool:
+        """Keeps the shards that are as a writer of this very store leaves them; whether the metadata promises all."""
         metadata = _read_metadata(self.folder)
         found = metadata["description"]
         for key in dict.fromkeys([*self.description, *found]):
@@ -188,11 +197,20 @@ class StoreWriter:
                 if sizes.get(name) == written[name]["bytes"]:
                     self._rows[index] = written[name]
             elif name in sizes:
-                entry, length = _read_header(read_bytes(self.folder, name, 0, 4096))
-                about, tensor = entry.get("__metadata__", {}), _tensor(self._shape(index), self.description["dtype"])
-                whole = entry.get("residuals") == tensor and sizes[name] == length + tensor["data_offsets"][1]
-                if whole and about.get("store") == self._hash:
-                    self._rows[index] = self._row(index, about["sha256"], sizes[name])
+                self._adopt(index, sizes[name])
+        return metadata["complete"]
+
+    def _adopt(self, index: int, size: int) -> None:
+        """Keeps a shard that is there, if it is as a writer of this very store leaves it."""
+        entry, length = _read_header(read_bytes(self.folder, _file(index), 0, 4096))
+        about, tensor = entry.get("__metadata__", {}), _tensor(self._shape(index), self.description["dtype"])
+        whole = entry.get("residuals") == tensor and size == length + tensor["data_offsets"][1]
+        if whole and about.get("store") == self._hash:
+            self._rows[index] = self._row(index, about["sha256"], size)
+
+    def _finish(self) -> None:
+        if self.complete:
+            self._write_metadata()
 
     def _write_metadata(self) -> None:
         rows = [self._rows[index] for index in range(self.shards)] if self.complete else []

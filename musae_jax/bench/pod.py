@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from musae_jax.bench.hlo import Collective, by_kind, collectives, gathers_of_features
 from musae_jax.errors import MusaeError
-from musae_jax.sae.parallel import check_layout, jit_steps, make_mesh
+from musae_jax.mesh import DATA, make_mesh
+from musae_jax.sae.parallel import check_layout, jit_steps
 from musae_jax.sae.recipe import Recipe
-from musae_jax.sae.shards import DATA
 from musae_jax.sae.step import init_state
 
 LIBTPU = "libtpu is missing, without which nothing is compiled for TPUs; `pip install libtpu` brings it (137 MB)"

@@ -171,7 +171,7 @@ def causal_bias(queries: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., K] times kernel [K, N]: multiplied in the kernel's type, added up in float32, returned in x's type.
+    """x [..., K] times kernel [K, ...]: multiplied in the kernel's type, added up in float32, returned in x's type.
 
     So the kernels' type alone decides how the decoder multiplies. Written as `x @ kernel`, products of bfloat16 that
     come out as bfloat16, XLA widens the whole kernel on CPUs first, which is many times slower.
@@ -179,8 +179,8 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     rows = x.reshape(-1, x.shape[-1]).astype(kernel.dtype)
     if len(rows) == 1 and kernel.dtype != jnp.float32:
         rows = jnp.concatenate([rows, rows])  # on CPUs XLA has a fast narrow product for two rows, but none for one
-    out = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)[: x.size // x.shape[-1]]
-    return out.astype(x.dtype).reshape(*x.shape[:-1], -1)
+    out = jnp.tensordot(rows, kernel, 1, preferred_element_type=jnp.float32)[: x.size // x.shape[-1]]
+    return out.astype(x.dtype).reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
 class Projection(nn.Module):
@@ -307,7 +307,7 @@ class Decoder(nn.Module):
         c = self.config
         length = columns.shape[-1]
         positions = start + jnp.arange(length)
-        x = sum(self.embedding[k][columns[:, k]] for k in range(c.num_codebooks))  # [R, P, D]
+        x = sum(self.embedding[k, columns[:, k]] for k in range(c.num_codebooks))  # [R, P, D]
         offset = 0 if prefix is None else prefix.keys[0].shape[-1]
         x = x + sinusoids(offset + positions, c.hidden_size).astype(x.dtype)
         bias = None if cache is None else causal_bias(positions, jnp.arange(cache.keys[0].shape[3]))  # [P, S]
@@ -325,5 +325,5 @@ class Decoder(nn.Module):
         held = Cache(keys=tuple(k for k, _ in pairs), values=tuple(v for _, v in pairs))
         if not logits:
             return None, residuals, held
-        out = product(self.norm(x), self.heads.reshape(c.hidden_size, -1))  # [R, P, K·V]
-        return out.reshape(*x.shape[:2], c.num_codebooks, -1).transpose(0, 2, 1, 3), residuals, held
+        out = product(self.norm(x), self.heads)  # [R, P, K, V]
+        return out.transpose(0, 2, 1, 3), residuals, held

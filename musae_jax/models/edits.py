@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from musae_jax.errors import MusaeError
 
@@ -86,6 +87,22 @@ def edits_from(edits: Edits | None, start: int, positions: int) -> Edits | None:
     return Edits(
         vectors={layer: cut(vector, -2) for layer, vector in edits.vectors.items()},
         functions={layer: edit.replace(gate=cut(edit.gate, -1)) for layer, edit in edits.functions.items()},
+    )
+
+
+def edits_specs(edits: Edits | None, axis: str) -> Edits | None:
+    """The same tree with a `PartitionSpec` for each array: batch rows are cut along `axis` of a mesh."""
+    if edits is None:
+        return None
+
+    def rows_at(values: jax.Array, last: int) -> P:
+        return P(*(None,) * (values.ndim - last), axis) if values.ndim >= last and values.shape[-last] > 1 else P()
+
+    return Edits(
+        vectors={layer: rows_at(vector, 3) for layer, vector in edits.vectors.items()},
+        functions={
+            layer: edit.replace(arrays=P(), gate=rows_at(edit.gate, 2)) for layer, edit in edits.functions.items()
+        },
     )
 
 

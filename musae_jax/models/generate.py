@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from musae_jax.errors import MusaeError
+from musae_jax.mesh import DATA
 from musae_jax.models.decoder import Cache, Cross, Decoder, Prefix, TextStates
 from musae_jax.models.delay import apply_delay, codebook_delays, undo_delay
-from musae_jax.models.edits import CONDITIONAL, UNCONDITIONAL, Edits, edits_from, prepare_edits
+from musae_jax.models.edits import CONDITIONAL, UNCONDITIONAL, Edits, edits_from, edits_specs, prepare_edits
+from musae_jax.models.layout import HEADS, ROWS, WHOLE, data_devices, equal_rows, laid, mesh_of, over_rows, rows_or_one
 from musae_jax.models.musicgen import MusicGenConfig, condition_rows, encode_condition
 from musae_jax.models.piecewise import Pieces, decode_rows, lookahead_frames, rows_by_length
 from musae_jax.models.prompts import prompt_codes
@@ -46,6 +48,10 @@ class State:
     columns: jax.Array
     position: jax.Array
     keys: jax.Array  # one random key a row
+
+
+_STATE = State(caches=ROWS, columns=ROWS, position=WHOLE, keys=ROWS)  # on a mesh
+_edit_rows = functools.partial(edits_specs, axis=DATA)
 
 
 def generate(
@@ -153,10 +159,15 @@ class _Run:
         melody, two_pass, window_seconds, stride_seconds,
     ):  # fmt: skip
         c = config.decoder
-        self.config, self.params = config, params["decoder"]
+        self.config, self.params, self.mesh = config, params["decoder"], mesh_of(params)
         codes, known = (None, ()) if prompt is None else prompt_codes(config, params, prompt)
         given = condition_rows(config, text, melody)
         rows = _rows(given, batch_size, known, seconds)
+        if rows != equal_rows(params, rows):
+            raise MusaeError(
+                f"there are {rows} rows for the {data_devices(params)} devices along data, which must get equal parts;"
+                f" give {equal_rows(params, rows)}, or fewer devices"
+            )
         if prompt is None:
             codes, known = jnp.zeros((rows, c.num_codebooks, 0), jnp.int32), (0,) * rows
         elif len(known) != rows:  # one for all
@@ -200,8 +211,7 @@ class _Run:
             raise MusaeError(
                 f"a melody is followed for one window of {window_seconds:g} s; give fewer seconds, or leave it out"
             )
-        condition = encode_condition(config, params, text, melody, guided=sum(map(len, self.passes)) == 2)
-        self.conditions = _by_pass(condition, self.passes)
+        self.conditions = _conditions(config, params, text, melody, self.passes, mesh=self.mesh)
         self.at, self.done, self.state = 0, 0, None  # the window, the frames that are final, and how far the window is
 
     def until(self, end: int) -> jax.Array:
@@ -215,11 +225,11 @@ class _Run:
                 self.config, self.params, self.conditions, self.state, jnp.int32(window.start),
                 jnp.asarray(window.known), jnp.asarray(window.frames),
                 jnp.int32(stop + self.config.decoder.delays - 1), self.scale, self.temperature, self.top_p,
-                self._edits(window), self.top_k, self.passes,
+                self._edits(window), self.top_k, self.passes, mesh=self.mesh,
             )  # fmt: skip
             self.codes = _store(
                 self.config, self.codes, self.state.columns, jnp.int32(window.start), jnp.asarray(window.known),
-                jnp.asarray(window.frames), self.span,
+                jnp.asarray(window.frames), self.span, mesh=self.mesh,
             )  # fmt: skip
             self.done = window.start + stop
             if stop == window.longest:
@@ -232,14 +242,14 @@ class _Run:
         """A window with its prompts written and all that every row is given read, in one pass."""
         state = _start(
             self.config, self.params, self.codes, self.keys, jnp.int32(window.start), jnp.asarray(window.known),
-            self.span, self.capacity, self.passes,
+            self.span, self.capacity, self.passes, mesh=self.mesh,
         )  # fmt: skip
         if not window.given:
             return state
         length = min(_rounded(window.given), self.capacity)
         return _read(
             self.config, self.params, self.conditions, state, jnp.int32(window.given), self._edits(window), length,
-            self.passes,
+            self.passes, mesh=self.mesh,
         )  # fmt: skip
 
     def _edits(self, window: Window) -> Edits | None:
@@ -248,8 +258,10 @@ class _Run:
         return edits_from(self.edits, window.start, self.capacity)
 
 
-def _by_pass(condition: Cross | Prefix | None, passes: Passes) -> tuple[Cross | Prefix | None, ...]:
+@over_rows(out=ROWS, static=("config", "passes"), text=rows_or_one, melody=rows_or_one)
+def _conditions(config, params, text, melody, passes: Passes) -> tuple[Cross | Prefix | None, ...]:
     """What the music attends to in each pass; the rows of guidance's two branches lie one after the other."""
+    condition = encode_condition(config, params, text, melody, guided=sum(map(len, passes)) == 2)
     if len(passes) == 1:
         return (condition,)
     if not isinstance(condition, Prefix):
@@ -293,7 +305,7 @@ def _row_keys(key: jax.Array, rows: int) -> jax.Array:
     return jnp.array(key)  # a copy, because the state is donated
 
 
-@functools.partial(jax.jit, static_argnames=("config", "span", "capacity", "passes"))
+@over_rows(out=_STATE, static=("config", "span", "capacity", "passes"), codes=ROWS, keys=ROWS, known=ROWS)
 def _start(config, params, codes, keys, start, known, span: int, capacity: int, passes: Passes) -> State:
     """An empty cache, and the columns of the window at frame `start` with what is known of each row."""
     c = config.decoder
@@ -302,7 +314,7 @@ def _start(config, params, codes, keys, start, known, span: int, capacity: int, 
     def empty(branches: tuple[int, ...], *shape: int) -> tuple[jax.Array, ...]:
         # A buffer each: donating a state whose arrays share one fails.
         lines = (len(branches) * codes.shape[0], c.num_attention_heads, *shape)
-        return tuple(jnp.zeros(lines, params["embedding"].dtype) for _ in range(c.num_hidden_layers))
+        return tuple(laid(jnp.zeros(lines, params["embedding"].dtype), HEADS) for _ in range(c.num_hidden_layers))
 
     given = jax.lax.dynamic_slice_in_dim(codes, start, span, axis=2)
     return State(
@@ -331,7 +343,10 @@ def _decode(config, params, conditions, caches, columns, start, edits, passes: P
     return jnp.concatenate(logits), tuple(after)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "length", "passes"), donate_argnames=("state",))
+@over_rows(
+    out=_STATE, static=("config", "length", "passes"), donate=("state",),
+    conditions=ROWS, state=_STATE, edits=_edit_rows,
+)  # fmt: skip
 def _read(config, params, conditions, state, given, edits, length: int, passes: Passes) -> State:
     """Reads the columns before `given` in one pass; the few up to `length` are read again when they are written."""
     columns = state.columns[..., :length]
@@ -339,7 +354,10 @@ def _read(config, params, conditions, state, given, edits, length: int, passes: 
     return state.replace(caches=caches, position=given)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "top_k", "passes"), donate_argnames=("state",))
+@over_rows(
+    out=_STATE, static=("config", "top_k", "passes"), donate=("state",),
+    conditions=ROWS, state=_STATE, known=ROWS, frames=ROWS, edits=_edit_rows,
+)  # fmt: skip
 def _advance(
     config, params, conditions, state, start, known, frames, until, scale, temperature, top_p, edits, top_k, passes
 ) -> State:
@@ -355,6 +373,7 @@ def _advance(
         if sum(map(len, passes)) == 2:
             conditional, unconditional = jnp.split(logits, 2)
             logits = unconditional + scale * (conditional - unconditional)
+        logits = laid(logits, WHOLE)  # choosing among a cut vocabulary takes more words than gathering it
         tokens = sample(logits, state.keys, start + state.position, temperature, top_k, top_p)
         frame = state.position - delays  # the frame that the next column holds
         tokens = jnp.where((frame >= 0) & (frame < frames), tokens, c.pad_token_id)
@@ -366,7 +385,7 @@ def _advance(
     return jax.lax.while_loop(lambda state: state.position < until, step, state)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "span"), donate_argnames=("codes",))
+@over_rows(out=ROWS, static=("config", "span"), donate=("codes",), codes=ROWS, columns=ROWS, known=ROWS, frames=ROWS)
 def _store(config, codes, columns, start, known, frames, span: int) -> jax.Array:
     """The codes with what a window has made so far; frames to come are 0."""
     c = config.decoder

@@ -13,35 +13,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from musae_jax.errors import MusaeError
+from musae_jax.mesh import DATA, MODEL, make_mesh
 from musae_jax.sae.recipe import Recipe
-from musae_jax.sae.shards import DATA, MODEL, piece_size
+from musae_jax.sae.shards import piece_size
 from musae_jax.sae.step import TrainState, train_steps, update, updates
 
 WHOLE = ("b_dec", "center")  # the arrays [D]; every other one that is no number of its own begins with F
 PIECES = 16  # of a device's features in Matryoshka: each takes as much memory as the tokens do
 
 Steps = Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
-
-
-def make_mesh(model_parallel: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh [data, model] of all devices of all processes (or of `devices`), `model_parallel` of them along model.
-
-    Raises:
-      MusaeError: the devices cannot be so divided.
-    """
-    devices = jax.devices() if devices is None else devices
-    if model_parallel < 1 or len(devices) % model_parallel:
-        raise MusaeError(
-            f"model_parallel is {model_parallel}, but it must divide the number of devices, which is {len(devices)}"
-        )
-    # Explicit axes, the default, would ask for a sharding at every operation.
-    axes = (AxisType.Auto, AxisType.Auto)
-    shape = (len(devices) // model_parallel, model_parallel)
-    return jax.make_mesh(shape, (DATA, MODEL), axis_types=axes, devices=devices)
 
 
 def training_mesh(recipes: Sequence[Recipe], model_parallel: int = 1) -> Mesh | None:
@@ -176,50 +160,3 @@ def pmapped_step(recipe: Recipe) -> Steps:
         raise _one_device(jax.device_count())
     step = functools.partial(update, recipe)
     return jax.pmap(step, axis_name=DATA, in_axes=(None, 0), out_axes=None, donate_argnums=0)
-
-
-# --- many processes ---------------------------------------------------------------------------------------------------
-
-
-def join_processes(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
-    """Makes this process one of several that train together, before anything else asks jax for devices.
-
-    `coordinator` is HOST:PORT of process 0, or "auto" where jax finds all three by itself (TPU pods, Slurm, Open MPI);
-    empty: nothing is done.
-
-    Raises:
-      MusaeError: the numbers are missing or impossible, or the others were not found.
-    """
-    if not coordinator:
-        if processes is not None or process is not None:
-            raise MusaeError('--processes and --process need --coordinator; give HOST:PORT of process 0, or "auto"')
-        return
-    if coordinator == "auto":
-        arguments = ()
-    elif processes is None or process is None or not 0 <= process < processes:
-        raise MusaeError(
-            f"--coordinator {coordinator} needs --processes and --process from 0 to one less, but they are {processes}"
-            f" and {process}"
-        )
-    else:
-        arguments = (coordinator, processes, process)
-    try:
-        jax.distributed.initialize(*arguments)
-    except (RuntimeError, ValueError) as error:
-        raise MusaeError(
-            f"the processes of --coordinator {coordinator} could not be joined ({str(error).splitlines()[0][:150]});"
-            " give HOST:PORT of process 0, --processes and --process"
-        ) from error
-
-
-def first_process() -> bool:
-    """Whether this process writes the files that all share."""
-    return jax.process_index() == 0
-
-
-def wait_for_all(name: str) -> None:
-    """Returns when every process has come here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)

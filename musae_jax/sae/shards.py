@@ -14,9 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from musae_jax.mesh import DATA, MODEL
 from musae_jax.sae.products import decode
-
-DATA, MODEL = "data", "model"
 
 
 def _mesh() -> Any:

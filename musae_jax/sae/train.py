@@ -18,18 +18,11 @@ from musae_jax.activations.store import names_sha256
 from musae_jax.checkpoint import TrainingCheckpoints
 from musae_jax.errors import MusaeError
 from musae_jax.files import disk_errors, read_json, read_json_lines, write_json, write_json_lines
+from musae_jax.mesh import first_process, wait_for_all
 from musae_jax.sae.formats import load_sae, save_sae
 from musae_jax.sae.metrics import evaluate
 from musae_jax.sae.normalisation import normalisation
-from musae_jax.sae.parallel import (
-    first_process,
-    make_state,
-    place_batches,
-    sharded_steps,
-    training_mesh,
-    wait_for_all,
-    whole_state,
-)
+from musae_jax.sae.parallel import make_state, place_batches, sharded_steps, training_mesh, whole_state
 from musae_jax.sae.recipe import Recipe
 from musae_jax.sae.sae import SAE
 from musae_jax.sae.step import (

@@ -9,6 +9,7 @@ import pytest
 
 import musae_jax as musae
 from musae_jax.models.decoder import BLOCK, BLOCKS, attention, causal_attention, causal_bias
+from musae_jax.models.precision import cast_params
 
 
 def some(*shape: int, seed: int = 0) -> jax.Array:

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from musae_jax.bench.hlo import by_kind, collectives, gathers_of_features
+from musae_jax.mesh import make_mesh
 from musae_jax.sae.batch_topk import BatchTopKConfig
 from musae_jax.sae.gated import GatedConfig
 from musae_jax.sae.jumprelu import JumpReLUConfig
-from musae_jax.sae.parallel import jit_steps, make_mesh, make_state, place_batches, pmapped_step
+from musae_jax.sae.parallel import jit_steps, make_state, place_batches, pmapped_step
 from musae_jax.sae.relu import ReLUConfig
 from musae_jax.sae.step import group_recipe, init_state, stack_states, train_step
 from musae_jax.sae.topk import TopKConfig

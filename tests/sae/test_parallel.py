@@ -19,8 +19,9 @@ import pytest
 from musae_jax.bench.hlo import collectives, gathers_of_features
 from musae_jax.bench.pod import LIBTPU, measure_pod, topology_devices
 from musae_jax.errors import MusaeError
+from musae_jax.mesh import join_processes, make_mesh
 from musae_jax.sae.batch_topk import BatchTopKConfig
-from musae_jax.sae.parallel import check_layout, join_processes, make_mesh, training_mesh
+from musae_jax.sae.parallel import check_layout, training_mesh
 from musae_jax.sae.shards import decode_groups, largest
 
 ROOT = Path(__file__).parents[2]
