@@ -98,6 +98,22 @@ class HarvestFlags:
 
 
 @dataclass(frozen=True)
+class DriftFlags:
+    """How far a narrower dtype leads away from float32, layer by layer, on music that the model has made."""
+
+    model: str = "pocket"
+    """"pocket", a MusicGen folder, or a hub id."""
+    dtypes: tuple[Literal["mixed", "bfloat16", "float16"], ...] = ("mixed", "bfloat16")
+    """What is compared with float32."""
+    clips: int = 4
+    """Of music, each with its prompt."""
+    seconds: float = 5.0
+    """Length of a clip."""
+    json: Path | None = None
+    """Also write the rows here."""
+
+
+@dataclass(frozen=True)
 class PodFlags:
     """What the training step costs on a TPU slice, by the TPU compiler, without a TPU."""
 
@@ -182,6 +198,16 @@ def harvest_verb(flags: HarvestFlags) -> str:
         return _table(bench_harvest(bench, progress), flags.json)
 
 
+def drift_verb(flags: DriftFlags) -> str:
+    from musae_jax.bench.drift import DriftBench, bench_drift
+    from musae_jax.models.checkpoints import load_musicgen
+    from musae_jax.progress import progress_bar
+
+    bench = DriftBench(flags.dtypes, flags.clips, flags.seconds)
+    with progress_bar("drift", console) as progress:
+        return _table(bench_drift(load_musicgen(flags.model), flags.model, bench, progress), flags.json)
+
+
 def pod_verb(flags: PodFlags) -> str:
     from musae_jax.bench.pod import measure_pod, pod_rows, pod_text
     from musae_jax.sae.recipes import RECIPES
@@ -214,5 +240,6 @@ BENCHES = {
     "sae": Verb(SaeFlags, sae_verb, "how fast SAEs are trained, beside the PyTorch libraries"),
     "generate": Verb(GenerateFlags, generate_verb, "how fast music is generated, beside transformers"),
     "harvest": Verb(HarvestFlags, harvest_verb, "how fast residuals are harvested, beside transformers"),
+    "drift": Verb(DriftFlags, drift_verb, "how far a narrower dtype leads away from float32"),
     "pod": Verb(PodFlags, pod_verb, "what a training step costs on a TPU slice, without one"),
 }
