@@ -51,8 +51,14 @@ def bench_table(rows: Sequence[dict[str, Any]]) -> str:
     names = [row["name"] if row["dtype"] == "float32" else f"{row['name']} ({row['dtype']})" for row in rows]
     lines, width = [], max(map(len, names), default=0)
     for row, name in zip(rows, names):
-        spread = f" ± {(row['interval'][1] - row['interval'][0]) / 2:.3f}" if "interval" in row else ""
-        ours = f"{row['ours']:.3f}{spread}"
+        spread = f" ± {_number((row['interval'][1] - row['interval'][0]) / 2)}" if "interval" in row else ""
+        ours = f"{_number(row['ours'])}{spread}"
         line = f"{name:<{width}}  {ours:<15}  {row['unit']}"
-        lines.append(line if row["peer"] is None else f"{line:<{width + 37}}  {row['peer_name']}: {row['peer']:.3f}")
+        lines.append(
+            line if row["peer"] is None else f"{line:<{width + 37}}  {row['peer_name']}: {_number(row['peer'])}"
+        )
     return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"

@@ -114,6 +114,22 @@ class CostFlags:
 
 
 @dataclass(frozen=True)
+class DriftFlags:
+    """How far a narrower dtype leads away from float32, layer by layer, on music that the model has made."""
+
+    model: str = "pocket"
+    """"pocket", a MusicGen folder, or a hub id."""
+    dtypes: tuple[Literal["mixed", "bfloat16", "float16"], ...] = ("mixed", "bfloat16")
+    """What is compared with float32."""
+    clips: int = 4
+    """Of music, each with its prompt."""
+    seconds: float = 5.0
+    """Length of a clip."""
+    json: Path | None = None
+    """Also write the rows here."""
+
+
+@dataclass(frozen=True)
 class PodFlags:
     """What the training step costs on a TPU slice, by the TPU compiler, without a TPU."""
 
@@ -207,6 +223,16 @@ def cost_verb(flags: CostFlags) -> str:
         return _table(bench_cost(bench, progress), flags.json)
 
 
+def drift_verb(flags: DriftFlags) -> str:
+    from musae_jax.bench.drift import DriftBench, bench_drift
+    from musae_jax.models.checkpoints import load_musicgen
+    from musae_jax.progress import progress_bar
+
+    bench = DriftBench(flags.dtypes, flags.clips, flags.seconds)
+    with progress_bar("drift", console) as progress:
+        return _table(bench_drift(load_musicgen(flags.model), flags.model, bench, progress), flags.json)
+
+
 def pod_verb(flags: PodFlags) -> str:
     from musae_jax.bench.pod import measure_pod, pod_rows, pod_text
     from musae_jax.sae.recipes import RECIPES
@@ -240,5 +266,6 @@ BENCHES = {
     "generate": Verb(GenerateFlags, generate_verb, "how fast music is generated, beside transformers"),
     "harvest": Verb(HarvestFlags, harvest_verb, "how fast residuals are harvested, beside transformers"),
     "cost": Verb(CostFlags, cost_verb, "how the engine's cost grows with batch, length and size"),
+    "drift": Verb(DriftFlags, drift_verb, "how far a narrower dtype leads away from float32"),
     "pod": Verb(PodFlags, pod_verb, "what a training step costs on a TPU slice, without one"),
 }

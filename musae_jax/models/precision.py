@@ -13,7 +13,7 @@ def cast_params(params: Any, dtype: str) -> Any:
 
     "mixed": the decoder multiplies in bfloat16 and adds up in float32; its residual stream, norms, attention and cache
     and the text encoder stay float32. "bfloat16" and "float16" are the type of every parameter and of the computation,
-    but for the codec: it is float32 always, because rounding would change the codes themselves.
+    but for the codec: it is float32 always, a small part of the model, and what is heard.
     """
 
     def cast(path: tuple[jax.tree_util.DictKey, ...], x: Any) -> jax.Array:
