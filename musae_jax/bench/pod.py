@@ -25,6 +25,7 @@ def measure_pod(recipe: Recipe, topology: str, model_parallel: int) -> PodFigure
     batches = jax.ShapeDtypeStruct((1, recipe.batch_size, recipe.d_in), jnp.float32)
     work = Work(
         call="step",
+        calls="steps",
         amount=recipe.batch_size,
         unit="tokens",
         sizes=f"d_sae = {recipe.d_sae} with batch_size = {recipe.batch_size}",

@@ -38,6 +38,7 @@ def measure_encode(
     audio = _array(slice, (rows, round(seconds * config.sampling_rate)), jnp.float32, ROWS)
     work = Work(
         call="pass",
+        calls="passes",
         amount=rows * seconds,
         unit="s of music",
         sizes=f"encoding {rows} clips of {seconds:g} s beside musicgen-{size} in {dtype}",
@@ -64,6 +65,7 @@ def measure_harvest(
 
     work = Work(
         call="pass",
+        calls="passes",
         amount=rows * (frames + 1),
         unit="tokens",
         sizes=f"harvesting musicgen-{size} in {dtype} with {rows} clips of {seconds:g} s",
@@ -103,6 +105,7 @@ def measure_decode(
     read = [leaf for path, leaf in flatten_dict(decoder, sep="/").items() if not re.fullmatch(UNREAD, path)]
     work = Work(
         call="step",
+        calls="steps",
         amount=rows / config.frame_rate,
         unit="s of music",
         sizes=f"generating with musicgen-{size} in {dtype} for {rows} prompts in windows of {seconds:g} s",

@@ -76,7 +76,7 @@ class Work:
     """What one call of a program does, and what it takes that the compiler does not say.
 
     Attributes:
-      call: the name of a call, "step" or "pass".
+      call, calls: the name of a call, "step", and of several, "steps".
       amount, unit: what a call does on the whole slice, as in 131,072 tokens.
       sizes: what makes it large, for the message that it does not fit; `remedy`: what helps.
       arguments: bytes that a chip holds of all there is, where the program does not take all of it.
@@ -84,6 +84,7 @@ class Work:
     """
 
     call: str
+    calls: str
     amount: float
     unit: str
     sizes: str
@@ -205,7 +206,7 @@ def pod_rows(config: dict[str, Any], dtype: str, figures: PodFigures) -> list[di
             for kind, (count, size) in by_kind(figures.collectives).items()
         },
         **{f"least {name} time of a {work.call}": (value, "s") for name, value in figures.seconds.items()},
-        "roofline": (figures.calls_per_second, f"{work.call}s/s"),
+        "roofline": (figures.calls_per_second, f"{work.calls}/s"),
         "roofline of the slice": (figures.rate, f"{work.unit}/s"),
         "roofline of a chip": (figures.rate / mesh.size, f"{work.unit}/s"),
     }
@@ -222,7 +223,6 @@ def pod_text(figures: PodFigures) -> str:
     times = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in figures.seconds.items())
     kinds = by_kind(figures.collectives)
     moved = [f"{count} {kind} {size / 2**20:.1f} MiB" for kind, (count, size) in kinds.items()]
-    calls = f"{figures.calls_per_second:,.1f} {work.call}s/s, " if work.call != work.unit else ""
     return "\n".join(
         [
             f"{figures.slice.name}: {mesh.size} chips as {mesh.shape[DATA]} × {mesh.shape[MODEL]} (data × model)",
@@ -231,6 +231,7 @@ def pod_text(figures: PodFigures) -> str:
             " traffic",
             f"  collectives       {', '.join(moved) or 'none'}",
             f"  least times       {times} ms, bound by {bound}",
-            f"  roofline          {calls}{figures.rate:,.0f} {work.unit}/s, {figures.rate / mesh.size:,.0f} a chip",
+            f"  roofline          {figures.calls_per_second:,.1f} {work.calls}/s, {figures.rate:,.0f} {work.unit}/s,"
+            f" {figures.rate / mesh.size:,.1f} a chip",
         ]
     )
