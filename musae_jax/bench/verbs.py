@@ -131,22 +131,34 @@ class DriftFlags:
 
 @dataclass(frozen=True)
 class PodFlags:
-    """What the training step costs on a TPU slice, by the TPU compiler, without a TPU."""
+    """What a program costs on a TPU slice, by the TPU compiler, without a TPU: the SAE's training step, the codec's
+    pass of a harvest, the decoder's up to the block in the middle, or a step of generation with guidance."""
 
+    program: Literal["sae", "encode", "harvest", "decode"] = "sae"
+    """What is compiled."""
     topology: str = "v5e:16x16"
     """The slice, as in v5e:16x16, v5p:4x4x4, v6e:8x8 or v4:2x2x2."""
     model_parallel: int = 8
-    """Chips that hold a share of the features each; all chips divided by this share the tokens."""
+    """Chips that hold a share of the features, or of the decoder's weights, each; all chips divided by this share the
+    tokens, clips or prompts."""
     architecture: Literal["batch_topk", "topk", "jumprelu", "relu", "gated"] = "batch_topk"
-    """How features are chosen."""
+    """sae: how features are chosen."""
     d_in: int = 2048
-    """Width of the activations."""
+    """sae: width of the activations."""
     d_sae: int = 65_536
-    """Features."""
+    """sae: features."""
     k: int = 64
-    """Features active for a token."""
+    """sae: features active for a token."""
     batch_size: int = 131_072
-    """Tokens in a step, on the whole slice."""
+    """sae: tokens in a step, on the whole slice."""
+    size: Literal["small", "medium", "large"] = "large"
+    """encode, harvest, decode: of MusicGen."""
+    rows: int = 256
+    """encode, harvest, decode: clips or prompts at a time, on the whole slice."""
+    seconds: float | None = None
+    """encode, harvest, decode: of a clip (10), or of the window that the cache holds (30)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """encode, harvest, decode: of the decoder's weights; a TPU multiplies float32 in bfloat16 unless told otherwise."""
     json: Path | None = None
     """Also write the rows here."""
 
@@ -234,14 +246,26 @@ def drift_verb(flags: DriftFlags) -> str:
 
 
 def pod_verb(flags: PodFlags) -> str:
-    from musae_jax.bench.pod import measure_pod, pod_rows, pod_text
+    from musae_jax.bench.pod import measure_pod
+    from musae_jax.bench.pod_engine import measure_decode, measure_encode, measure_harvest
+    from musae_jax.bench.slices import pod_rows, pod_text
     from musae_jax.sae.recipes import RECIPES
 
-    sparsity = {} if flags.architecture in ("relu", "gated") else {"k": flags.k}
-    recipe = RECIPES[flags.architecture](flags.d_in, flags.d_sae, batch_size=flags.batch_size, **sparsity)
-    figures = measure_pod(recipe, flags.topology, flags.model_parallel)
-    _write(flags.json, pod_rows(recipe, flags.topology, figures))
-    return pod_text(flags.topology, figures)
+    where = (flags.topology, flags.model_parallel)
+    if flags.program == "sae":
+        sparsity = {} if flags.architecture in ("relu", "gated") else {"k": flags.k}
+        sizes = {"d_sae": flags.d_sae, "batch_size": flags.batch_size, **sparsity}
+        figures = measure_pod(RECIPES[flags.architecture](flags.d_in, **sizes), *where)
+        config = {"architecture": flags.architecture, "d_in": flags.d_in, **sizes}
+        dtype = "float32, multiplied in bfloat16"
+    else:
+        call = {"encode": measure_encode, "harvest": measure_harvest, "decode": measure_decode}[flags.program]
+        seconds = flags.seconds or (30.0 if flags.program == "decode" else 10.0)
+        figures = call(flags.size, *where, flags.rows, seconds, flags.dtype)
+        config = {"program": flags.program, "size": flags.size, "rows": flags.rows, "seconds": seconds}
+        dtype = "bfloat16" if flags.dtype == "bfloat16" else "float32, multiplied in bfloat16"
+    _write(flags.json, pod_rows(config, dtype, figures))
+    return pod_text(figures)
 
 
 def _table(rows: list[dict[str, Any]], json: Path | None) -> str:
@@ -267,5 +291,5 @@ BENCHES = {
     "harvest": Verb(HarvestFlags, harvest_verb, "how fast residuals are harvested, beside transformers"),
     "cost": Verb(CostFlags, cost_verb, "how the engine's cost grows with batch, length and size"),
     "drift": Verb(DriftFlags, drift_verb, "how far a narrower dtype leads away from float32"),
-    "pod": Verb(PodFlags, pod_verb, "what a training step costs on a TPU slice, without one"),
+    "pod": Verb(PodFlags, pod_verb, "what training, harvest and generation cost on a TPU slice, without one"),
 }

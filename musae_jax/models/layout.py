@@ -127,4 +127,4 @@ def rows_or_one(tree: Any) -> Any:
 def laid(x: jax.Array, spec: P) -> jax.Array:
     """x laid out by `spec` along `model` inside `over_rows`, where something must be said; elsewhere x."""
     mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec)
+    return jax.lax.with_sharding_constraint(x, spec) if DATA in mesh.manual_axes else x

@@ -1,3 +1,4 @@
+import concurrent.futures
 import functools
 import hashlib
 import os
@@ -10,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from musae_jax.activations.harvest import divide, hook_name
 from musae_jax.activations.harvest import harvest as harvest_with_large_shards
-from musae_jax.activations.harvest import hook_name
 from musae_jax.activations.residuals import order_clips, weights_sha256
 from musae_jax.activations.store import open_store
 from musae_jax.audio.clips import Clip, load_clip, open_clips, split_tracks
@@ -186,6 +187,31 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(music, tmp_path):
     assert calls[0] in (3, 6)  # whole shards were kept
     kept = {name: data for name, data in contents(tmp_path / "killed").items() if "/." not in name}
     assert kept == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("process", "order"), [(0, [0, 2, 4]), (1, [1, 3])])
+def test_a_process_takes_its_own_shards_and_then_the_others(process, order):
+    shards = divide([0, 1, 2, 3, 4], process, 2)
+    assert shards[: len(order)] == order and sorted(shards) == [0, 1, 2, 3, 4]
+    assert shards == divide([0, 1, 2, 3, 4], process, 2)
+    assert divide([5, 1], 0, 1) == [5, 1]
+
+
+def test_processes_share_the_shards(music, tmp_path):
+    """Side by side, and one alone whose fellow never comes: the store is that of one process."""
+    harvest(model(), music, [0, 1], SECONDS, tmp_path / "whole", batch_size=2)
+
+    def run(out, process):
+        return harvest(model(), music, [0, 1], SECONDS, tmp_path / out, batch_size=2, process=process, processes=2)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        stores = [made.result() for made in [threads.submit(run, "two", process) for process in range(2)]]
+    assert stores[0][0].content_sha256 == stores[1][0].content_sha256
+    assert contents(tmp_path / "two") == contents(tmp_path / "whole")
+    run("alone", 1)
+    assert contents(tmp_path / "alone") == contents(tmp_path / "whole")
+    written = [(tmp_path / "alone" / hook_name(0) / f"shard-0000{i}.safetensors").stat().st_mtime_ns for i in range(3)]
+    assert written[1] == min(written)  # its own first
 
 
 def test_one_hook_can_lag_behind_another(music, tmp_path):

@@ -9,7 +9,7 @@ from musae_jax.activations.batches import Batches
 from musae_jax.activations.store import StoreWriter, open_store
 from musae_jax.errors import MusaeError
 from musae_jax.info import describe
-from musae_jax.places import inside, list_sizes, open_place, read_bytes, write_bytes
+from musae_jax.places import file_size, inside, list_sizes, open_place, read_bytes, write_bytes
 
 DESCRIPTION = {"model": "test", "hook": "blocks.1.resid_post", "layer": 1, "d": 6, "positions": 5, "dtype": "bfloat16"}
 IDS = [f"clip{i}" for i in range(7)]
@@ -94,6 +94,13 @@ def test_a_file_url_is_a_folder(tmp_path):
     write(f"file://{tmp_path}/store")
     assert open_store(tmp_path / "store").clip_ids == tuple(IDS)
     assert isinstance(open_store(f"file://{tmp_path}/store").shard(0)[1], np.memmap)  # not fetched
+
+
+def test_a_file_that_is_not_there_has_no_size(url, tmp_path):
+    for place in (url, tmp_path / "store"):
+        folder = write(place, shards=1).folder
+        assert file_size(folder, "shard-00000.safetensors") == list_sizes(folder)["shard-00000.safetensors"]
+        assert file_size(folder, "shard-00001.safetensors") is None
 
 
 def test_info_tells_what_is_behind_a_url(url):

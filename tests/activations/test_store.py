@@ -30,6 +30,10 @@ def write(folder, shards: int | None = None, **changes) -> StoreWriter:
     return writer
 
 
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_what_is_written_is_read(tmp_path):
     write(tmp_path / "store")
     store = open_store(tmp_path / "store")
@@ -65,6 +69,36 @@ def test_an_unfinished_store_is_refused_and_gone_on_with(tmp_path):
     for name in names:
         assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert (tmp_path / "store" / "shard-00000.safetensors").stat().st_mtime_ns == before
+
+
+def test_writers_share_a_store(tmp_path):
+    """Each leaves alone what another has written; whoever sees the last shard finishes."""
+    write(tmp_path / "whole")
+    one, two = (StoreWriter(tmp_path / "store", DESCRIPTION, IDS, 3) for _ in range(2))
+    two.write_shard(residuals()[6:], 2)
+    assert one.missing == (0, 1, 2) and one.has_shard(2) and not one.has_shard(1) and one.missing == (0, 1)
+    one.write_shard(residuals()[:3], 0)
+    before = (tmp_path / "store" / "shard-00000.safetensors").stat()
+    two.write_shard(residuals(seed=1)[:3], 0)  # too late
+    after = (tmp_path / "store" / "shard-00000.safetensors").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    with pytest.raises(MusaeError, match="unfinished"):
+        open_store(tmp_path / "store")
+    two.write_shard(residuals()[3:6])  # the first that it knows to be missing
+    assert two.complete and not one.complete
+    assert open_store(tmp_path / "store").clip_ids == tuple(IDS)
+    assert one.has_shard(1) and one.complete
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_a_writer_killed_before_the_last_word_is_finished_by_the_next(tmp_path):
+    write(tmp_path / "store", shards=2)
+    unfinished = (tmp_path / "store" / "metadata.json").read_bytes()
+    write(tmp_path / "store")
+    whole = contents(tmp_path / "store")
+    (tmp_path / "store" / "metadata.json").write_bytes(unfinished)
+    assert StoreWriter(tmp_path / "store", DESCRIPTION, IDS, 3).complete
+    assert contents(tmp_path / "store") == whole
 
 
 def test_another_store_in_the_folder_is_refused(tmp_path):

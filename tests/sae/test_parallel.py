@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from musae_jax.bench.hlo import collectives, gathers_of_features
-from musae_jax.bench.pod import LIBTPU, measure_pod, topology_devices
+from musae_jax.bench.pod import measure_pod
+from musae_jax.bench.slices import LIBTPU, topology_devices
 from musae_jax.errors import MusaeError
 from musae_jax.mesh import join_processes, make_mesh
 from musae_jax.sae.batch_topk import BatchTopKConfig
