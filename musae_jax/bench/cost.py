@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from musae_jax.bench.engines import CODEC, DECODERS, TEXT, TINY_CODEC, TINY_TEXT
+from musae_jax.bench.engines import true_config
 from musae_jax.bench.rows import bench_row
 from musae_jax.models import encodec
-from musae_jax.models.decoder import DecoderConfig, TextStates
+from musae_jax.models.decoder import TextStates
 from musae_jax.models.generate import CAPACITY_STEP, generate_stream
 from musae_jax.models.musicgen import MusicGenConfig, forward, parameter_shapes
 from musae_jax.models.precision import leaf_dtype
-from musae_jax.models.t5 import T5Config
 
 Progress = Callable[[int, int, str], None]
 
@@ -78,16 +77,6 @@ def bench_cost(bench: CostBench | None = None, progress: Progress | None = None)
                 if progress:
                     progress(len(rows) - 2, total, "figures")
     return rows
-
-
-def true_config(size: str) -> MusicGenConfig:
-    """The shapes of the published MusicGen of this size."""
-    tiny = size == "tiny"
-    return MusicGenConfig(
-        text=T5Config(**(TINY_TEXT if tiny else TEXT)),
-        audio=encodec.EncodecConfig.from_hf(TINY_CODEC if tiny else CODEC),
-        decoder=DecoderConfig(**DECODERS[size]),
-    )
 
 
 def _some_params(config: MusicGenConfig, dtype: str) -> dict[str, Any]:

@@ -29,6 +29,21 @@ CODEC = {  # EnCodec at 32 kHz and 50 frames a second, MusicGen's
 TINY_CODEC = {**CODEC, "num_filters": 2, "hidden_size": 16, "codebook_dim": 16}
 
 
+def true_config(size: str) -> Any:
+    """The shapes of the published MusicGen of this size."""
+    from musae_jax.models.decoder import DecoderConfig
+    from musae_jax.models.encodec import EncodecConfig
+    from musae_jax.models.musicgen import MusicGenConfig
+    from musae_jax.models.t5 import T5Config
+
+    tiny = size == "tiny"
+    return MusicGenConfig(
+        text=T5Config(**(TINY_TEXT if tiny else TEXT)),
+        audio=EncodecConfig.from_hf(TINY_CODEC if tiny else CODEC),
+        decoder=DecoderConfig(**DECODERS[size]),
+    )
+
+
 def write_checkpoint(folder: Any, size: str) -> None:
     """A checkpoint of the true shapes with random weights, in the Hugging Face layout.
 

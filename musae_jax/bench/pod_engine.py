@@ -10,16 +10,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from musae_jax.bench.engines import CODEC, DECODERS, TEXT, TINY_CODEC, TINY_TEXT
+from musae_jax.bench.engines import true_config
 from musae_jax.bench.slices import PodFigures, Slice, Work, measure, open_slice
 from musae_jax.errors import MusaeError
 from musae_jax.mesh import DATA, MODEL
 from musae_jax.models import encodec, generate
-from musae_jax.models.decoder import DecoderConfig, TextStates
+from musae_jax.models.decoder import TextStates
 from musae_jax.models.edits import CONDITIONAL, UNCONDITIONAL
 from musae_jax.models.layout import ROWS, WHOLE, check_model_parallel, param_shardings
 from musae_jax.models.musicgen import MusicGenConfig, encode_audio, forward, parameter_shapes
-from musae_jax.models.t5 import T5Config
 
 TEXT_TOKENS = 16
 GUIDED = ((CONDITIONAL, UNCONDITIONAL),)  # one pass of twice the rows
@@ -125,12 +124,7 @@ def _model(
     size: str, topology: str, model_parallel: int, rows: int, dtype: str
 ) -> tuple[Slice, MusicGenConfig, dict[str, Any]]:
     """The slice, the configuration of a published size, and its parameters' shapes there."""
-    slice, tiny = open_slice(topology, model_parallel), size == "tiny"
-    config = MusicGenConfig(
-        text=T5Config.from_hf(TINY_TEXT if tiny else TEXT)[0],
-        audio=encodec.EncodecConfig.from_hf(TINY_CODEC if tiny else CODEC),
-        decoder=DecoderConfig(**DECODERS[size]),
-    )
+    slice, config = open_slice(topology, model_parallel), true_config(size)
     check_model_parallel(config, slice.mesh)
     if rows % slice.mesh.shape[DATA]:
         raise MusaeError(f"rows is {rows}, but the {slice.mesh.shape[DATA]} devices along data must get equal parts")
