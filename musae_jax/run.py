@@ -62,9 +62,7 @@ class Run:
 
     @functools.cached_property
     def control_model(self) -> MusicGen:
-        """The same architecture with random decoder weights; its codec is the trained one."""
-        drawn = random_musicgen(self.model.config, jax.random.key(self.config.seed + 1))
-        return self.model.replace(params={**drawn.params, "audio": self.model.params["audio"]})
+        return untrained(self.model, self.config.seed)
 
     @functools.cached_property
     def clips(self) -> ClipSource:
@@ -144,6 +142,12 @@ class Run:
 
     def features_folder(self, layer: int) -> Path:
         return self.folder / "features" / hook_name(layer) / self.name
+
+
+def untrained(model: MusicGen, seed: int) -> MusicGen:
+    """The same architecture with random decoder weights; its codec is the trained one."""
+    drawn = random_musicgen(model.config, jax.random.key(seed + 1))
+    return model.replace(params={**drawn.params, "audio": model.params["audio"]})
 
 
 def compose_stage(run: Run, progress: Progress | None = None) -> None:
