@@ -19,7 +19,7 @@ from musae_jax.models.musicgen import MusicGen, encode_audio, forward
 from musae_jax.run import untrained
 from musae_jax.validation.probe import fit_probe, told_by_probe
 
-# Of MusicGen-large, mean-pooled (MusicRFM, ICLR 2026, table 1): a linear probe, and SynTheory's own with a hidden layer.
+# Of MusicGen-large, mean-pooled (MusicRFM, ICLR 2026, table 1): linear, and SynTheory's probe with a hidden layer.
 PUBLISHED_LINEAR = {
     "notes": 0.761, "intervals": 0.618, "scales": 0.158, "chords": 0.834, "chord progressions": 0.725,
     "time signatures": 0.729, "tempos": 0.972,
@@ -47,9 +47,9 @@ def bench_syntheory(
 ) -> list[dict[str, Any]]:
     """Rows `syntheory/SET/LAYER` (see `bench_row`): the values are of `seeds` splits, the peer is published.
 
-    Besides `ratio` rows have `random_weights`, the mean of the same figure with random weights, `chance`, and `hidden`, of
-    the published probe with a hidden layer. `layers` are all by default; `programs` are the General MIDI
-    programs that play the tonal sets; at most `examples` of a set are taken, drawn at random.
+    Besides, rows have `random_weights`, the mean of the same figure with random weights, `chance`, and `hidden`, of the
+    published probe with a hidden layer. `layers` are all by default; `programs` are the General MIDI programs that play
+    the tonal sets; at most `examples` of a set are taken, drawn at random.
 
     Raises:
       MusaeError: a set or layer does not exist.

@@ -1,8 +1,8 @@
 """SynTheory's seven sets of isolated concepts (Wei et al. 2024, arXiv 2410.00872), written by us with their labels.
 
-Pitches, rhythms, classes and counts are those of their generator; 104,585 examples of four seconds in all. What differs:
-our renderer plays them (the same soundfont, mono, no reverb but a simple one where they vary it), times are rounded to
-frames of 1/50 s, and a crop of a click track drops the click that was sounding when it begins.
+Pitches, rhythms, classes and counts are those of their generator; 104,585 examples of four seconds in all. What
+differs: our renderer plays them (the same soundfont, mono, no reverb but a simple one where they vary it), times are
+rounded to frames of 1/50 s, and a crop of a click track drops the click that was sounding when it begins.
 """
 
 from collections.abc import Callable, Iterator, Sequence

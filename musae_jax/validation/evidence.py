@@ -9,24 +9,24 @@ import scipy.stats
 
 from musae_jax.labels.auroc import rank
 
-BINS = 1024  # levels that values are sorted into for the bootstrap; exact up to as many different values
+BINS = 1024  # levels that ranks are sorted into for the bootstrap
 
 
-def shuffled_auroc(values: np.ndarray, truth: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """AUROC of values [n, T] when clip i has the truth of clip orders[r, i]: [R], from orders [R, n] (`shuffles`).
+def ranks_of(values: np.ndarray) -> np.ndarray:
+    """Mid-ranks of values [n, T] among all of them, in −½…½ (`labels.auroc`), float32."""
+    return np.asarray(rank(values.reshape(-1, 1)).above).reshape(values.shape)
 
-    One product of all clips' ranks with all clips' truth [n, n]; each shuffle then only picks n of its entries.
+
+def shuffled_auroc(ranks: np.ndarray, truth: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """AUROC of what is ranked [n, T] when clip i has the truth of clip orders[r, i]: [R], from orders [R, n].
+
+    One product of all clips' ranks with all clips' truth [n, n]; each order then only picks n of its entries.
     """
-    clips, frames = values.shape
-    ranks = np.asarray(rank(values.reshape(-1, 1)).above, np.float64).reshape(clips, frames)
-    told = truth.astype(np.float64)
-    sums = (ranks @ told.T)[np.arange(clips), orders].sum(1)  # [R]
-    return _from_sums(sums, told.sum(1)[orders].sum(1), clips * frames)
-
-
-def _from_sums(sums: np.ndarray, positives: np.ndarray, rows: int) -> np.ndarray:
+    told = truth.astype(np.float32)
+    sums = (ranks @ told.T)[np.arange(len(told)), orders].sum(1, dtype=np.float64)  # [R]
+    positives = told.sum(1, dtype=np.float64)[orders].sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return 0.5 + sums * rows / (positives * (rows - positives))
+        return 0.5 + sums * truth.size / (positives * (truth.size - positives))
 
 
 def p_value(score: float, null: np.ndarray) -> float:
@@ -49,21 +49,22 @@ def clip_weights(clips: int, draws: int, seed: int) -> np.ndarray:
     return rng.multinomial(clips, np.full(clips, 1 / clips), draws).astype(np.float32)
 
 
-def bootstrap_auroc(values: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC of values [n, T] with clip i counted weights[b, i] times: [B]; NaN where a draw lacks one side."""
-    clips = len(values)
-    levels, place = np.unique(values, return_inverse=True)
-    size = min(len(levels), BINS)
-    place = place.reshape(values.shape) * size // len(levels) + size * np.arange(clips)[:, None]  # [n, T]
+def bootstrap_auroc(ranks: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUROC of what is ranked [n, T] with clip i counted weights[b, i] times: [B]; NaN where a draw lacks one side.
+
+    Ranks in one of `BINS` levels count as ties.
+    """
+    clips = len(ranks)
+    place = ((ranks + 0.5) * BINS).astype(int).clip(0, BINS - 1) + BINS * np.arange(clips)[:, None]  # [n, T]
 
     def drawn(which: np.ndarray) -> np.ndarray:
-        counts = np.bincount(place[which], minlength=clips * size).reshape(clips, size)
-        return (weights @ counts.astype(np.float32)).astype(np.float64)  # [B, size]
+        counts = np.bincount(place[which], minlength=clips * BINS).reshape(clips, BINS)
+        return weights @ counts.astype(np.float32)  # [B, BINS]
 
     with_it, without = drawn(truth), drawn(~truth)
-    below = np.cumsum(without, 1) - without / 2
+    below = np.cumsum(without, 1, dtype=np.float64) - without / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (with_it * below).sum(1) / (with_it.sum(1) * without.sum(1))
+        return (with_it * below).sum(1) / (with_it.sum(1, dtype=np.float64) * without.sum(1, dtype=np.float64))
 
 
 def interval(draws: np.ndarray) -> list[float] | None:
@@ -74,7 +75,7 @@ def interval(draws: np.ndarray) -> list[float] | None:
 
 def best_threshold(values: np.ndarray, truth: np.ndarray, beta: float = 1.0) -> float:
     """The least value that counts as firing so that F-beta is largest on these rows [N]; infinite without positives."""
-    order = np.argsort(-values, kind="stable")
+    order = np.argsort(-values)
     ordered = values[order]
     hits = np.cumsum(truth[order])
     last = np.append(ordered[1:] != ordered[:-1], True)  # ties fire together

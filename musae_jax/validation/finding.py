@@ -24,6 +24,7 @@ from musae_jax.validation.evidence import (
     clip_weights,
     f1_score,
     p_value,
+    ranks_of,
     shuffled_auroc,
 )
 
@@ -145,21 +146,19 @@ def judge(panel: Panel, concept: int, label: np.ndarray, score: np.ndarray) -> V
     """The verdict on an answer to one concept: its values on the label half and on the score half, [n, T] each."""
     label_truth, score_truth = panel.told(concept, "label"), panel.told(concept, "score")
     threshold = best_threshold(label.reshape(-1), label_truth.reshape(-1))
-    found = _auroc(score, score_truth)
-    null = shuffled_auroc(score, score_truth, panel.orders(concept))
+    ranks = ranks_of(score)
+    # the truth in its place, then exchanged
+    found, *null = shuffled_auroc(ranks, score_truth, np.vstack([np.arange(len(score)), panel.orders(concept)]))
+    null = np.asarray(null)
     return Verdict(
-        label=_auroc(label, label_truth),
-        auroc=found,
+        label=float(auroc(label.reshape(-1, 1), label_truth.reshape(-1, 1))[0, 0]),
+        auroc=float(found),
         f1=f1_score(score >= threshold, score_truth),
         null_mean=float(null.mean()),
         null_p95=float(np.quantile(null, 0.95)),
         p=p_value(found, null),
-        draws=bootstrap_auroc(score, score_truth, panel.weights[:, panel.rows(concept, "score")]),
+        draws=bootstrap_auroc(ranks, score_truth, panel.weights[:, panel.rows(concept, "score")]),
     )
-
-
-def _auroc(values: np.ndarray, truth: np.ndarray) -> float:
-    return float(auroc(values.reshape(-1, 1), truth.reshape(-1, 1))[0, 0])
 
 
 @dataclass(frozen=True)

@@ -47,19 +47,16 @@ def split_concepts(
     `W_dec` [F, D] and the `residuals` [n, T, D] that the features were computed from are needed for absorption.
     """
     related = correlations(panel, activity, "label")  # [F, C]
-    result: list[Split | None] = []
-    for concept, first in enumerate(finding.feature):
-        if first < 0:
-            result.append(None)
-            continue
-        order = np.argsort(-related[:, concept], kind="stable")[:CANDIDATES]
-        candidates = [int(first), *(int(f) for f in order if f != first and related[f, concept] > 0)]
-        fires, parts, f1 = _join(panel, activity, concept, candidates)
-        absorbed, absorber = None, -1
-        if residuals is not None:
-            silent = ~fires
-            absorbed, absorber = _absorbed(panel, activity, concept, parts, silent, np.asarray(W_dec), residuals)
-        result.append(Split(parts, f1, absorbed, absorber))
+    result: list[Split | None] = [None] * len(finding.feature)
+    for columns in panel.groups():
+        sides = None if residuals is None else _sides(panel, activity, columns, np.asarray(W_dec), residuals)
+        for place, c in enumerate(columns):
+            first = int(finding.feature[c])
+            order = np.argsort(-related[:, c], kind="stable")[:CANDIDATES]
+            candidates = [first, *(int(f) for f in order if f != first and related[f, c] > 0)]
+            fires, parts, f1 = _join(panel, activity, int(c), candidates)
+            absorbed = (None, -1) if sides is None else _absorbed(sides, place, panel.told(c, "score"), fires, parts)
+            result[c] = Split(parts, f1, *absorbed)
     return result
 
 
@@ -92,43 +89,59 @@ def _join(
     return joined["score"], tuple(candidates[k] for k in parts), f1_score(joined["score"], truth["score"])
 
 
+@dataclass(frozen=True)
+class _Sides:
+    """What absorption needs of the concepts of one level and split.
+
+    f [N, F]: features on the score half's rows.  usual [F, C]: their means on the label half where the concept is
+    absent.  along [N, C]: the residuals' part along the concept's direction, 0 where the concept is absent on average
+    and 1 where it is present.  weight [F, C]: what a unit of a feature adds to that; 0 for those not aligned with it.
+    """
+
+    f: Any
+    usual: np.ndarray
+    along: np.ndarray
+    weight: np.ndarray
+
+
+def _sides(panel: Panel, activity: Activity, columns: np.ndarray, W_dec: np.ndarray, residuals: np.ndarray) -> _Sides:
+    framed = panel.framed[columns[0]]
+
+    def half(name: str) -> tuple[Any, np.ndarray]:
+        rows = panel.rows(columns[0], name)
+        if framed:
+            return activity.values[activity.rows(rows)], residuals[rows].reshape(-1, residuals.shape[2])
+        return activity.clip_mean[rows], residuals[rows].mean(1)
+
+    f, x = half("label")
+    absent = np.stack([~panel.told(c, "label").reshape(-1) for c in columns], 1).astype(np.float32)  # [N, C]
+    count = absent.sum(0)
+    usual = np.asarray(f.T @ absent) / count
+    below = x.T @ absent / count  # [D, C]
+    above = (x.sum(0)[:, None] - below * count) / (len(x) - count)
+    apart = above - below
+    scale = np.maximum(np.square(apart).sum(0), 1e-12)
+    weight = W_dec @ apart  # [F, C]
+    cosine = weight / np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True) * np.sqrt(scale), 1e-12)
+    f, x = half("score")
+    along = (x @ apart - (below * apart).sum(0)) / scale
+    return _Sides(f, usual, along, np.where(cosine >= ALIGNED, weight / scale, 0))
+
+
 def _absorbed(
-    panel: Panel,
-    activity: Activity,
-    concept: int,
-    parts: Sequence[int],
-    silent: np.ndarray,
-    W_dec: np.ndarray,
-    residuals: np.ndarray,
+    sides: _Sides, place: int, truth: np.ndarray, fires: np.ndarray, parts: Sequence[int]
 ) -> tuple[float, int]:
     """The share of held-out positives that another feature has absorbed, and which feature has most of them."""
-    framed = panel.framed[concept]
-
-    def side(half: str) -> tuple[Any, np.ndarray, np.ndarray]:
-        rows, truth = panel.rows(concept, half), panel.told(concept, half).reshape(-1)
-        x = residuals[rows] if framed else residuals[rows].mean(1, keepdims=True)
-        f = activity.values[activity.rows(rows)] if framed else activity.clip_mean[rows]
-        return f, x.reshape(-1, x.shape[2]), truth
-
-    f, x, truth = side("label")
-    above, below = x[truth].mean(0), x[~truth].mean(0)
-    direction = (above - below) / max(np.linalg.norm(above - below), 1e-12)
-    usual = np.asarray(f[~truth].mean(0)).reshape(-1)  # [F] where the concept is absent
-    middle, origin = direction @ (above + below) / 2, direction @ below
-    f, x, truth = side("score")
-    along = x @ direction
-    seen = truth & (along > middle)
-    missed = np.flatnonzero(seen & silent.reshape(-1))
+    along, weight = sides.along[:, place], sides.weight[:, place].copy()
+    weight[list(parts)] = 0
+    seen = truth.reshape(-1) & (along > 0.5)
+    missed = np.flatnonzero(seen & ~fires.reshape(-1))
     if not len(missed):
         return 0.0, -1
-    weight = W_dec @ direction  # [F]
-    weight[weight / np.maximum(np.linalg.norm(W_dec, axis=1), 1e-12) < ALIGNED] = 0
-    weight[list(parts)] = 0
-    active = scipy.sparse.csr_array(f[missed])
-    active.data = (active.data - usual[active.indices]) * weight[active.indices]
-    most = active.max(1).toarray().reshape(-1)
-    carried = most >= CARRIES * (along[missed] - origin)
-    if not carried.any():
+    carried = scipy.sparse.csr_array(sides.f[missed])
+    carried.data = (carried.data - sides.usual[carried.indices, place]) * weight[carried.indices]
+    absorbed = carried.max(1).toarray().reshape(-1) >= CARRIES * along[missed]
+    if not absorbed.any():
         return 0.0, -1
-    carriers = np.asarray(active.argmax(1)).reshape(-1)[carried]
-    return float(carried.sum() / seen.sum()), int(np.bincount(carriers).argmax())
+    features = np.asarray(carried.argmax(1)).reshape(-1)[absorbed]
+    return float(absorbed.sum() / seen.sum()), int(np.bincount(features).argmax())
