@@ -64,7 +64,7 @@ class ConceptsBench:
     clips: int = 480
     seconds: float = 10.0
     shuffles: int = 999
-    draws: int = 1000
+    draws: int = 500
     random_saes: int = 3
     steps: int = 1000
     batch_size: int = 2048

@@ -10,7 +10,7 @@ from musae_jax.explorer.pictures import palette
 from musae_jax.files import atomic_path
 
 SCALE = 2  # drawn twice as large, for screens with fine pixels
-ROW, COLUMN, NAMES, HEAD, GAP, EDGE = 17, 62, 190, 58, 26, 14  # pixels before scaling
+ROW, COLUMN, NAMES, HEAD, GAP, EDGE = 17, 70, 176, 58, 20, 14  # pixels before scaling
 PAPER, INK, GREY = (250, 248, 244), (20, 22, 46), (108, 112, 122)
 LOW, HIGH = 0.5, 1.0  # scores that are paper and ink
 
@@ -60,8 +60,11 @@ def _cell(draw: ImageDraw.ImageDraw, write, colours: np.ndarray, x: int, y: int,
     shade = float(np.clip((score - LOW) / (HIGH - LOW), 0, 1))
     box = (x * SCALE, y * SCALE, (x + COLUMN - 2) * SCALE, (y + ROW - 2) * SCALE)
     draw.rectangle(box, tuple(int(c) for c in colours[round(255 * shade)]))
-    words = f"{score:.2f}" + (" •" if score >= mark else "")
-    write(x + COLUMN / 2 - 1, y + ROW / 2 - 1, words, 9, PAPER if shade > 0.55 else INK, "mm")
+    ink = PAPER if shade > 0.55 else INK
+    write(x + COLUMN / 2 - 1, y + ROW / 2 - 1, f"{score:.2f}", 9, ink, "mm")
+    if score >= mark:
+        middle, radius = ((x + COLUMN - 12) * SCALE, (y + ROW / 2 - 1) * SCALE), 2 * SCALE
+        draw.circle(middle, radius, ink)
 
 
 def _parts(groups: Sequence[str], blocks: int) -> list[list[int]]:

@@ -9,7 +9,7 @@ import scipy.stats
 
 from musae_jax.labels.auroc import rank
 
-BINS = 1024  # levels that ranks are sorted into for the bootstrap
+BINS = 512  # levels that ranks are sorted into for the bootstrap
 
 
 def ranks_of(values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from musae_jax.features.activity import Activity
+from musae_jax.features.activity import Activity, Pooling
 from musae_jax.labels.auroc import auroc
 from musae_jax.labels.naming import MINIMUM_CLIPS, Scores, Truth, score_concepts, shuffles
 from musae_jax.labels.truth import best_features
@@ -41,14 +41,16 @@ class Panel:
       splits: each says "label" or "score" for every clip.
       split_of: int [C], the split that each concept is held out by.
       shuffles, draws: R exchanges of truth for the null, B draws of clips for intervals, both from `seed`.
+      pooling: what a feature says of a whole clip.
     """
 
     truth: Truth
     splits: tuple[Mapping[str, str], ...]
     split_of: np.ndarray
     shuffles: int = 999
-    draws: int = 1000
+    draws: int = 500
     seed: int = 0
+    pooling: Pooling = "mean"
 
     @cached_property
     def framed(self) -> np.ndarray:
@@ -120,9 +122,8 @@ def score_all(panel: Panel, activity: Activity) -> Scores:
     for number, split in enumerate(panel.splits):
         columns = panel.split_of == number
         concepts = tuple(c for c, mine in zip(panel.truth.concepts, columns) if mine)
-        part = score_concepts(
-            activity, Truth(panel.truth.clip_ids, concepts, panel.truth.active[:, :, columns]), split, permutations=0
-        )
+        truth = Truth(panel.truth.clip_ids, concepts, panel.truth.active[:, :, columns])
+        part = score_concepts(activity, truth, split, permutations=0, pooling=panel.pooling)
         whole = whole or {name: np.full((*array.shape[:-1], len(columns)), np.nan) for name, array in _arrays(part)}
         for name, array in _arrays(part):
             whole[name][..., columns] = array
@@ -133,10 +134,11 @@ def _arrays(scores: Scores) -> list[tuple[str, np.ndarray]]:
     return [(name, array) for name, array in vars(scores).items() if name != "clips"]
 
 
-def values_of(activity: Activity, framed: bool, rows: np.ndarray, features: Sequence[int]) -> np.ndarray:
-    """What some features say of some clips: [n, T, K], or [n, 1, K] clip means unless `framed`."""
-    if not framed:
-        return activity.clip_mean[np.ix_(rows, features)][:, None]
+def values_of(panel: Panel, activity: Activity, concept: int, half: str, features: Sequence[int]) -> np.ndarray:
+    """What K features say of one half's clips: [n, T, K], T = 1 where the concept holds for whole clips."""
+    rows = panel.rows(concept, half)
+    if not panel.framed[concept]:
+        return activity.pooled(panel.pooling)[np.ix_(rows, features)][:, None]
     taken = activity.values[activity.rows(rows)][:, list(features)]
     dense = np.asarray(taken.todense() if scipy.sparse.issparse(taken) else taken, np.float32)
     return dense.reshape(len(rows), activity.frames, len(features))
@@ -206,10 +208,7 @@ def find_concepts(panel: Panel, activity: Activity, signed: bool = False) -> Fin
         if feature < 0:
             verdicts.append(None)
             continue
-        halves = [
-            sign * values_of(activity, panel.framed[concept], panel.rows(concept, half), [feature])[:, :, 0]
-            for half in HALVES
-        ]
+        halves = [sign * values_of(panel, activity, concept, half, [feature])[:, :, 0] for half in HALVES]
         verdicts.append(judge(panel, concept, *halves))
     answers = scores.score >= FOUND
     if signed:
@@ -227,7 +226,8 @@ def correlations(panel: Panel, activity: Activity, half: str) -> np.ndarray:
     for columns in panel.groups():
         rows = panel.rows(columns[0], half)
         truth = np.stack([panel.told(c, half).reshape(-1) for c in columns], 1)  # bool [N, C']
-        values = activity.values[activity.rows(rows)] if panel.framed[columns[0]] else activity.clip_mean[rows]
+        framed = panel.framed[columns[0]]
+        values = activity.values[activity.rows(rows)] if framed else activity.pooled(panel.pooling)[rows]
         result[:, columns] = _pearson(values, truth)
     return result
 

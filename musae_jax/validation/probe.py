@@ -11,7 +11,7 @@ import numpy as np
 from musae_jax.validation.finding import FOUND, HALVES, Finding, Panel, judge
 from musae_jax.validation.judge import Judge, fit_judge, judge_statistics
 
-CLIP_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+CLIP_PENALTIES = (0.01, 0.03, 0.1, 0.3)
 FRAME_PENALTIES = (0.001,)
 FRAMES = 12_000  # that a probe of frames is fitted on, equally far apart
 _ROWS = 8192  # told at a time

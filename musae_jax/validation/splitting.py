@@ -16,7 +16,7 @@ import scipy.sparse
 
 from musae_jax.features.activity import Activity
 from musae_jax.validation.evidence import best_threshold, f1_score
-from musae_jax.validation.finding import Finding, Panel, correlations, values_of
+from musae_jax.validation.finding import HALVES, Finding, Panel, correlations, values_of
 
 GAIN = 0.03  # of F1 that a further part must add
 CANDIDATES = 16  # features with the largest correlation that may be parts
@@ -64,9 +64,8 @@ def _join(
     panel: Panel, activity: Activity, concept: int, candidates: Sequence[int]
 ) -> tuple[np.ndarray, tuple[int, ...], float]:
     """Which held-out rows the parts together fire on [n, T], the parts, and their F1 there."""
-    framed = panel.framed[concept]
-    truth = {half: panel.told(concept, half) for half in ("label", "score")}
-    values = {half: values_of(activity, framed, panel.rows(concept, half), candidates) for half in truth}  # [n, T, K]
+    truth = {half: panel.told(concept, half) for half in HALVES}
+    values = {half: values_of(panel, activity, concept, half, candidates) for half in HALVES}  # [n, T, K]
     flat = truth["label"].reshape(-1)
     thresholds = [  # the best feature fires for F1, a part of a concept must above all be right when it fires
         best_threshold(values["label"][..., k].reshape(-1), flat, 0.5 if k else 1.0) for k in range(len(candidates))
@@ -111,7 +110,7 @@ def _sides(panel: Panel, activity: Activity, columns: np.ndarray, W_dec: np.ndar
         rows = panel.rows(columns[0], name)
         if framed:
             return activity.values[activity.rows(rows)], residuals[rows].reshape(-1, residuals.shape[2])
-        return activity.clip_mean[rows], residuals[rows].mean(1)
+        return activity.pooled(panel.pooling)[rows], residuals[rows].mean(1)
 
     f, x = half("label")
     absent = np.stack([~panel.told(c, "label").reshape(-1) for c in columns], 1).astype(np.float32)  # [N, C]

@@ -13,7 +13,7 @@ from musae_jax.compose.concepts import VOCABULARY
 from musae_jax.config import ComposeConfig, RunConfig, TrainConfig
 from musae_jax.run import begin_run, run_stage
 
-SIZE = ("--clips", "32", "--seconds", "2", "--shuffles", "19")
+SIZE = ("--clips", "24", "--seconds", "2", "--shuffles", "19")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,8 @@ def test_a_second_call_is_the_same_and_harvests_nothing(run, report, tmp_path, c
     assert {p: p.stat().st_mtime_ns for p in written} == written
     out = capsys.readouterr().out
     assert "found, by family" in out and "not found by the SAE" in out and all(kind in out for kind in KINDS)
-    assert Image.open(picture).size[0] > 800
+    with Image.open(picture) as image:
+        assert image.size[0] > 800
 
 
 def test_an_sae_alone_gets_a_control_of_its_own(run, report, tmp_path, capsys):

@@ -41,9 +41,9 @@ def test_draws_are_the_aurocs_of_repeated_clips():
     values, truth = some_clips()
     weights = clip_weights(12, 15, 3)
     expected = [area(np.repeat(values, w, 0), np.repeat(truth, w, 0)) for w in weights.astype(int)]
-    np.testing.assert_allclose(bootstrap_auroc(ranks_of(values), truth, weights), expected, atol=2e-3)
+    np.testing.assert_allclose(bootstrap_auroc(ranks_of(values), truth, weights), expected, atol=4e-3)
     once = bootstrap_auroc(ranks_of(values), truth, np.ones((1, 12), np.float32))[0]
-    assert once == pytest.approx(area(values, truth), abs=1e-3)
+    assert once == pytest.approx(area(values, truth), abs=2e-3)
 
 
 def test_draws_of_many_different_values_are_as_exact_as_one_needs():
@@ -51,7 +51,7 @@ def test_draws_of_many_different_values_are_as_exact_as_one_needs():
     truth = rng.random((40, 200)) < 0.1
     values = rng.normal(size=truth.shape) + truth
     found = bootstrap_auroc(ranks_of(values), truth, np.ones((1, 40), np.float32))[0]
-    assert found == pytest.approx(area(values, truth), abs=1e-3)
+    assert found == pytest.approx(area(values, truth), abs=2e-3)
 
 
 def test_intervals_cover_as_often_as_they_say():
