@@ -41,7 +41,7 @@ from musae_jax.validation.probe import find_by_probe
 from musae_jax.validation.splitting import Split, split_concepts
 
 CORPUS = 950  # the composer's corpus that nothing else uses
-LIMIT = 2**31  # numbers of residuals that are held at a time
+LIMIT = 2**29  # residuals that are held in memory, 2 GiB; principal components take as much again
 SAMPLE = 50_000  # positions from which components and the scale of random directions are taken
 
 Progress = Callable[[int, int, str], None]
@@ -195,6 +195,11 @@ def measure_concepts(stage: Stage, saes: Sequence[SAE], control_saes: Sequence[S
                 f"the SAE reads activations of width {sae.config.d_in}, but {stage.name} has width {store.d_in} at"
                 f" {store.hook}; give the SAE's own model and layer"
             )
+    if (held := len(store.clip_ids) * store.positions * store.d_in) > LIMIT:
+        raise MusaeError(
+            f"the residuals of {len(store.clip_ids)} clips at {store.hook} of {stage.name} take {held / 2**28:.1f} GiB;"
+            f" judge at most {int(LIMIT / held * len(store.clip_ids)) // 4 * 4} with --clips"
+        )
     panel = stage.panel(store)
     neurons = neuron_activity(store, limit=LIMIT)
     residuals = _residuals(neurons)

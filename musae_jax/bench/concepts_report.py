@@ -119,7 +119,7 @@ def concept_rows(panel: Panel, results: Sequence[Result]) -> list[dict[str, Any]
 
 
 def summarise(panel: Panel, results: Sequence[Result]) -> dict[str, dict[str, Any]]:
-    """For each kind of dictionary, means over those of the kind, and intervals over drawn clips.
+    """For each kind of dictionary, means over those of the kind, and intervals over drawn clips and dictionaries.
 
     coverage, interval, values       share of judged concepts found; its interval; each dictionary's
     lead, lead_interval              coverage of the SAEs less that of this kind, draw by draw
@@ -141,14 +141,14 @@ def summarise(panel: Panel, results: Sequence[Result]) -> dict[str, dict[str, An
         scores = np.stack([m.finding.auroc for m in members])[:, judged]  # [S, C']
         draws = np.stack([m.finding.draws for m in members])[:, :, judged]  # [S, B, C']
         found = np.where(np.isnan(draws), np.nan, draws >= FOUND)
-        drawn[kind] = np.nanmean(found, (0, 2))  # [B]
+        drawn[kind] = _over_seeds(np.nanmean(found, 2))  # [B]
         q = [corrected(np.asarray([np.nan if v is None else v.p for v in m.finding.verdicts])) for m in members]
         summary[kind] = {
             "coverage": float((scores >= FOUND).mean()),
             "interval": interval(drawn[kind]),
             "values": [float(v) for v in (scores >= FOUND).mean(1)],
             "auroc": float(scores.mean()),
-            "auroc_interval": interval(np.nanmean(draws, (0, 2))),
+            "auroc_interval": interval(_over_seeds(np.nanmean(draws, 2))),
             "f1": float(np.mean([v.f1 for m in members for v in m.finding.verdicts if v])),
             "beyond_luck": float(np.mean([one[judged] < LUCK for one in q])),
             "mcc": _mean([m.finding.mcc for m in members]),
@@ -163,6 +163,12 @@ def summarise(panel: Panel, results: Sequence[Result]) -> dict[str, dict[str, An
             summary[kind]["lead"] = summary["sae"]["coverage"] - summary[kind]["coverage"]
             summary[kind]["lead_interval"] = interval(drawn["sae"] - drawn[kind])
     return summary
+
+
+def _over_seeds(draws: np.ndarray) -> np.ndarray:
+    """Means over as many of S dictionaries, drawn anew for each draw of clips: [S, B] -> [B]."""
+    chosen = np.random.default_rng(0).integers(len(draws), size=draws.shape)
+    return np.take_along_axis(draws, chosen, 0).mean(0)
 
 
 def _splitting(members: Sequence[Result], q: Sequence[np.ndarray]) -> dict[str, float | None]:

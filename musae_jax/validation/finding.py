@@ -5,6 +5,7 @@ itself and is judged alike. All are judged on one `Panel`, with the same shuffle
 they can be compared concept by concept and draw by draw.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,7 @@ from musae_jax.validation.evidence import (
 )
 
 HALVES = ("label", "score")
+CHUNK = 128
 FOUND = 0.9  # AUROC on held-out clips from which a concept counts as found
 
 
@@ -117,7 +119,19 @@ class Verdict:
 
 
 def score_all(panel: Panel, activity: Activity) -> Scores:
-    """AUROC of all features for all concepts on both halves of each concept's own split; no shuffles."""
+    """AUROC of all features for all concepts on both halves of each concept's own split; no shuffles.
+
+    Dense activities are ranked `CHUNK` features at a time, so that no copy of them is made.
+    """
+    if not scipy.sparse.issparse(activity.values) and activity.features > CHUNK:
+        starts = range(0, activity.features, CHUNK)
+        parts = [dataclasses.replace(activity, values=activity.values[:, s : s + CHUNK]) for s in starts]
+        scores = [score_all(panel, part) for part in parts]
+        whole = {
+            name: np.concatenate([getattr(s, name) for s in scores], -2) if array.ndim > 1 else array
+            for name, array in _arrays(scores[0])
+        }
+        return Scores(**whole, clips=scores[0].clips)
     whole = None
     for number, split in enumerate(panel.splits):
         columns = panel.split_of == number

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from known_dictionary import CHILDREN, CLIP, HIDDEN, HOLES, RARE, SPLIT, WHOLE, as_activity, known_world
 
+from musae_jax.validation import finding
 from musae_jax.validation.evidence import corrected
 from musae_jax.validation.finding import FOUND, find_concepts, score_all
 from musae_jax.validation.probe import find_by_probe
@@ -116,3 +117,14 @@ def test_clips_in_another_order_are_refused(world):
     with pytest.raises(ValueError, match="same clips in the same order"):
         find_concepts(panel, dataclasses.replace(activity, clip_ids=activity.clip_ids[::-1]))
     assert score_all(panel, activity).label.shape == (activity.features, 6)
+
+
+def test_wide_dense_dictionaries_are_scored_in_parts(world, monkeypatch):
+    panel = world[0]
+    noise = np.random.default_rng(3).normal(size=(*panel.truth.active.shape[:2], 25))
+    activity = as_activity(panel, noise + panel.truth.active[:, :, [WHOLE]])
+    whole = score_all(panel, activity)
+    monkeypatch.setattr(finding, "CHUNK", 10)
+    parts = score_all(panel, activity)
+    for name in ("label", "score", "label_null", "label_error", "positives"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
