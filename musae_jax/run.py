@@ -35,7 +35,6 @@ from musae_jax.mesh import first_process, make_mesh
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.layout import place_musicgen
 from musae_jax.models.musicgen import MusicGen, encode_audio, random_musicgen
-from musae_jax.models.precision import cast_params
 from musae_jax.places import Place, inside, open_place
 from musae_jax.pocket import JUDGE
 from musae_jax.sae.curves import write_training_picture
@@ -69,10 +68,7 @@ class Run:
 
     @functools.cached_property
     def control_model(self) -> MusicGen:
-        """The same architecture with random decoder weights; its codec is the trained one."""
-        drawn = random_musicgen(self.model.config, jax.random.key(self.config.seed + 1))
-        params = cast_params({**drawn.params, "audio": self.model.params["audio"]}, self.config.dtype)
-        return self.model.replace(params=params)
+        return untrained(self.model, self.config.seed)
 
     @functools.cached_property
     def clips(self) -> ClipSource:
@@ -153,6 +149,12 @@ class Run:
 
     def features_folder(self, layer: int) -> Path:
         return self.folder / "features" / hook_name(layer) / self.name
+
+
+def untrained(model: MusicGen, seed: int) -> MusicGen:
+    """The same architecture with random weights of the same types; its codec is the trained one."""
+    params = {**random_musicgen(model.config, jax.random.key(seed + 1)).params, "audio": model.params["audio"]}
+    return model.replace(params=jax.tree.map(lambda drawn, trained: drawn.astype(trained.dtype), params, model.params))
 
 
 def compose_stage(run: Run, progress: Progress | None = None) -> None:

@@ -12,6 +12,7 @@ from musae_jax.config import to_record
 from musae_jax.errors import MusaeError
 from musae_jax.run import Run
 from musae_jax.sae.recipes import train_recipe
+from musae_jax.sae.sae import SAE
 from musae_jax.sae.stability import stability
 from musae_jax.sae.train import train_saes
 
@@ -26,19 +27,11 @@ def bench_stability(run: Run, seeds: int = 3, progress: Progress | None = None) 
     """
     if seeds < 2:
         raise MusaeError(f"--seeds is {seeds}, but stability compares SAEs; give 2 or more")
-    held_out = [id for id, half in run.halves.items() if half == "score"]
-    c, rows = run.config.train, []
+    rows = []
+    config = {"seeds": seeds, "train": to_record(run.config.train), "model": run.config.model}
     for layer in run.layers:
-        store = run.store(layer)
-        folder = run.folder / "stability" / hook_name(layer) / run.name
-        recipe = train_recipe(c, store.d_in, run.config.seed)
-        folders = {
-            folder / f"seed-{seed}": dataclasses.replace(recipe, seed=seed)
-            for seed in range(run.config.seed, run.config.seed + seeds)
-        }
-        saes = train_saes(store, folders, held_out, drop_start=c.drop_start, seed=run.config.seed, progress=progress)
+        saes = seed_saes(run, layer, seeds, progress=progress)
         found = stability([np.asarray(sae.params["W_dec"]) for sae in saes])
-        config = {"seeds": seeds, "train": to_record(c), "model": run.config.model}
         figures = {
             "cosine": ("mean largest cosine", found["cosine"], found["control"]["cosine"]),
             **{
@@ -55,3 +48,14 @@ def bench_stability(run: Run, seeds: int = 3, progress: Progress | None = None) 
             name = f"stability/{hook_name(layer)}/{run.name}/{measure}"
             rows.append(bench_row(name, config, ours, unit, chance, "random directions"))
     return rows
+
+
+def seed_saes(run: Run, layer: int, seeds: int, control: bool = False, progress: Progress | None = None) -> list[SAE]:
+    """A run's SAE of one layer trained again from `seeds` weights, in RUN/stability; with `control` the control's."""
+    c, seed = run.config.train, run.config.seed
+    store = run.store(layer, control)
+    folder = run.folder / "stability" / hook_name(layer) / run.sae_folder(layer, control).name
+    recipe = train_recipe(c, store.d_in, seed)
+    folders = {folder / f"seed-{n}": dataclasses.replace(recipe, seed=n) for n in range(seed, seed + seeds)}
+    held_out = [id for id, half in run.halves.items() if half == "score"]
+    return train_saes(store, folders, held_out, drop_start=c.drop_start, seed=seed, progress=progress)

@@ -251,7 +251,9 @@ def _truth(score: Score, style: Style, chords: list[_Chord]) -> np.ndarray:
         root, third, _ = _triad(style, chord.degree)
         say(f"chord root: {c.PITCH_CLASSES[root % 12]}", chord.start, chord.frames)
         say(f"chord quality: {'major' if third - root == 4 else 'minor'}", chord.start, chord.frames)
-        say("bar: first beat", chord.start, 4 * style.sixteenth)
+        beat = 4 * style.sixteenth
+        for number in range(chord.frames // beat):
+            say(f"bar: {c.BEATS[number]}", chord.start + number * beat, beat)
     pieces = {key: piece for piece, key in c.PERCUSSION.items()}
     for note in score.notes:
         if note.voice == "drums":

@@ -50,6 +50,7 @@ PROGRESSIONS = {  # scale degrees, 0-based, one a bar
     "i VII VI VII": ("minor", (0, 6, 5, 6)),
 }
 METRES = {"four four": 16, "three four": 12}  # sixteenths a bar
+BEATS = ("first beat", "second beat", "third beat", "fourth beat")  # of four sixteenths each
 REGISTERS = {"low": 48, "middle": 60, "high": 72}  # lowest MIDI pitch of the melody's octave and a half
 DYNAMICS = {"soft": 56, "medium": 84, "loud": 118}  # MIDI velocity
 ARTICULATIONS = {"legato": 1.0, "staccato": 0.5}  # share of its written length that a note sounds
@@ -112,7 +113,7 @@ def _vocabulary() -> tuple[Concept, ...]:
         ("chord quality", "frame"): ["major", "minor"],
         ("percussion", "frame"): list(PERCUSSION),
         ("melody", "frame"): ["sounding", "onset"],
-        ("bar", "frame"): ["first beat"],
+        ("bar", "frame"): list(BEATS),
     }
     return tuple(
         Concept(f"{family}: {value}", family, level) for (family, level), names in values.items() for value in names

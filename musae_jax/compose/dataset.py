@@ -5,7 +5,7 @@ OUT/concepts.json       the columns of the truth: name, family, level
 OUT/audio/{id}.flac     OUT/truth/{id}.npz   (`active`, bool [T, C] at 50 Hz)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,11 +29,15 @@ def write_dataset(
     seconds: float = 10.0,
     sampling_rate: int = 16000,
     progress: Callable[[int, int, str], None] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Path:
     """Composes `clips` clips of `seconds` into `out` and returns it; a killed call goes on where it stopped.
 
-    The manifest is written last, so a folder with a manifest is complete.
+    They are the first of corpus `seed`, or those with these `numbers` in it. The manifest is written last, so a folder
+    with a manifest is complete.
     """
+    if numbers is not None:
+        clips = len(numbers)
     if clips < 1 or clips > SEEDS_PER_CORPUS:
         raise MusaeError(f"--clips is {clips}; it must be between 1 and {SEEDS_PER_CORPUS}")
     if not 1.0 <= seconds <= 120.0:
@@ -41,14 +45,16 @@ def write_dataset(
     out = Path(out)
     # A folder half filled by another call would keep its first clips: the request is written down before any clip.
     request = {"clips": clips, "seed": seed, "seconds": seconds, "sampling_rate": sampling_rate}
+    if numbers is not None:
+        request["numbers"] = list(numbers)
     if (out / "compose.json").exists():
         found = read_json(out / "compose.json")
         if {**found, "clips": clips} != request or (found["clips"] != clips and (out / "manifest.jsonl").exists()):
             raise MusaeError(f"{out} already holds music composed with {found}; choose another --out or delete it")
     write_json(out / "compose.json", request)
     rows = []
-    for index in range(clips):
-        name = f"{seed:03d}-{index:05d}"
+    for done, index in enumerate(range(clips) if numbers is None else numbers, start=1):
+        name = clip_name(seed, index)
         composition = compose(seed * SEEDS_PER_CORPUS + index, seconds)
         # the caption has its own stream, so that a change of wording leaves the music as it is
         caption = write_caption(composition.style, np.random.default_rng([seed, index, 1]))
@@ -69,10 +75,15 @@ def write_dataset(
             }
         )
         if progress:
-            progress(index + 1, clips, "clips")
+            progress(done, clips, "clips")
     write_json(out / "concepts.json", [asdict(concept) for concept in VOCABULARY])
     write_json_lines(out / "manifest.jsonl", rows)
     return out
+
+
+def clip_name(seed: int, number: int) -> str:
+    """The id of clip `number` of corpus `seed`."""
+    return f"{seed:03d}-{number:05d}"
 
 
 def is_complete(out: str | Path, clips: int) -> bool:

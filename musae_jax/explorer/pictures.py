@@ -22,8 +22,9 @@ def _filter() -> np.ndarray:
 
 
 @lru_cache
-def _palette() -> bytes:
-    """256 colours from paper through blue to ink; lightness falls evenly, so that inverting it suits a dark page."""
+def palette() -> bytes:
+    """256 colours of three bytes from paper through blue to ink; lightness falls evenly, so that inverting it suits a
+    dark page."""
     stops = np.asarray([0.0, 0.25, 0.5, 0.75, 1.0])
     colours = np.asarray([[250, 248, 244], [203, 213, 222], [122, 150, 180], [54, 82, 128], [20, 22, 46]])
     ramp = np.linspace(0, 1, 256)
@@ -46,6 +47,6 @@ def mel_picture(audio: np.ndarray, frames: int | None = None) -> np.ndarray:
 def write_picture(path: str | Path, audio: np.ndarray, frames: int | None = None) -> None:
     """Writes `mel_picture` as a PNG with a palette (some ten kB for ten seconds)."""
     image = Image.frombytes("P", (levels := mel_picture(audio, frames)).shape[::-1], levels.tobytes())
-    image.putpalette(_palette())
+    image.putpalette(palette())
     with atomic_path(path) as temporary:
         image.save(temporary, "PNG", optimize=True)

@@ -7,7 +7,7 @@ once, so that frame t is the position that has just read codebook 0 of frame t a
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ import scipy.sparse
 
 from musae_jax.errors import MusaeError
 
+Pooling = Literal["mean", "max", "share"]
 Encode = Callable[[jax.Array], jax.Array]  # [N, d_in] -> [N, F]
 
 
@@ -61,6 +62,15 @@ class Activity:
             rows = slice(matrix.indptr[clip * self.frames], matrix.indptr[(clip + 1) * self.frames])
             np.maximum.at(maximum[clip], matrix.indices[rows], matrix.data[rows])
         return maximum
+
+    @cached_property
+    def clip_share(self) -> np.ndarray:
+        """Share of the frames of each clip on which a feature is above 0. [n, F]"""
+        return Activity(self.clip_ids, self.frames, self.values > 0).clip_mean
+
+    def pooled(self, pooling: Pooling) -> np.ndarray:
+        """One number a clip: its mean activation, the greatest, or the share of frames that are active. [n, F]"""
+        return getattr(self, f"clip_{pooling}")
 
     def rows(self, clips: Sequence[int] | np.ndarray) -> np.ndarray:
         """Row numbers of the frames of the clips numbered `clips`, in that order. [len(clips)·T]"""

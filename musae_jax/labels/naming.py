@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse
 
 from musae_jax.errors import MusaeError
-from musae_jax.features.activity import Activity
+from musae_jax.features.activity import Activity, Pooling
 from musae_jax.labels.auroc import Ranks, auroc_from_ranks, rank
 
 MINIMUM_CLIPS = 4  # a concept is judged when at least this many clips of each half have it, and as many lack it
@@ -114,14 +114,14 @@ class _Half:
         return np.sqrt((clips + 1) / (12 * positives * np.maximum(clips - positives, 1)))
 
 
-def _half(activity: Activity, truth: Truth, clips: np.ndarray, rows: np.ndarray) -> _Half:
+def _half(activity: Activity, truth: Truth, clips: np.ndarray, rows: np.ndarray, pooling: Pooling) -> _Half:
     framed = np.asarray([c.level == "frame" for c in truth.concepts], bool)
-    means = activity.clip_mean[clips]
+    pooled = activity.pooled(pooling)[clips]
     if scipy.sparse.issparse(activity.values):
-        means = scipy.sparse.csc_array(means)
+        pooled = scipy.sparse.csc_array(pooled)
     frames = rank(activity.subset(clips).values) if framed.any() else None
     length = min(truth.active.shape[1], activity.frames)
-    return _Half(rank(means), frames, truth.active[rows][:, :length], framed)
+    return _Half(rank(pooled), frames, truth.active[rows][:, :length], framed)
 
 
 def score_concepts(
@@ -132,10 +132,11 @@ def score_concepts(
     permutations: int = 20,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
+    pooling: Pooling = "mean",
 ) -> Scores:
     """AUROC of every feature for every concept on the "label" and the "score" half, with `permutations` shuffles.
 
-    Clip-level concepts are scored with the clip-mean activation, frame-level ones with the activation at 50 Hz. Clips
+    Clip-level concepts are scored with the activation pooled over the clip, frame-level ones with it at 50 Hz. Clips
     that `truth` does not know are left out. `halves` gives "label" or "score" for each clip id; `tracks` its track.
     Raises `MusaeError` when a half is empty or when truth and activations do not have the same length.
     """
@@ -156,7 +157,7 @@ def score_concepts(
         rows = np.asarray([known[activity.clip_ids[c]] for c in clips])
         names = [activity.clip_ids[c] for c in clips]
         orders = shuffles([tracks[c] if tracks else c for c in names], permutations, seed + (half == "score"))
-        sides.append((_half(activity, truth, clips, rows), orders))
+        sides.append((_half(activity, truth, clips, rows, pooling), orders))
     (label, label_orders), (score, score_orders) = sides
     shape = (permutations, activity.features, len(truth.concepts))
     nulls = np.empty((2, *shape), np.float32)

@@ -35,8 +35,13 @@ def match_rows(a: Any, b: Any, signed: bool = False) -> tuple[np.ndarray, np.nda
     """
     cosines = _unit(a) @ _unit(b).T
     cosines = cosines if signed else np.abs(cosines)
-    rows, columns = scipy.optimize.linear_sum_assignment(cosines, maximize=True)
+    rows, columns = match_one_to_one(cosines)
     return rows, columns, cosines[rows, columns]
+
+
+def match_one_to_one(likeness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The matching of rows and columns of [A, B] with the largest sum (Hungarian method): two arrays [min(A, B)]."""
+    return scipy.optimize.linear_sum_assignment(likeness, maximize=True)
 
 
 @functools.partial(jax.jit, static_argnames=("signed",))
