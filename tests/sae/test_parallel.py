@@ -275,6 +275,30 @@ def test_the_tpu_compiler_takes_the_step(tmp_path):
     assert re.search(r"does not fit a chip on .*, which needs [\d.]+\w+ of 1[56]", out.stderr)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason=LIBTPU)
+@pytest.mark.parametrize("program", ["harvest", "decode"])
+def test_the_tpu_compiler_takes_the_model(tmp_path, program):
+    """Two sums a layer and three; what has no room is one sentence."""
+    musae = [sys.executable, "-m", "musae_jax.cli", "bench", "pod", "--topology", "v5e:2x2", "--model-parallel", "2"]
+    musae += ["--program", program, "--size", "small"]
+    json_file = tmp_path / "rows.json"
+    out = subprocess.run(
+        [*musae, "--rows", "4", "--seconds", "2", "--json", str(json_file)],
+        env=environment(1), capture_output=True, text=True,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr[-3000:]
+    rows = {row["name"]: row for row in json.loads(json_file.read_text())}
+    call, sums = ("pass", 2 * 12) if program == "harvest" else ("step", 3 * 24)
+    assert any(name.startswith(f"all-reduce per chip and {call} ({sums})") for name in rows)
+    weights = 4 * 420e6 / 2  # half of the decoder on a chip
+    assert weights < rows["memory per chip"]["ours"] < 16 * 2**30
+    unit = "tokens/s" if program == "harvest" else "s of music/s"
+    assert rows["roofline of the slice"]["unit"] == unit and rows["roofline"]["unit"] in ("passes/s", "steps/s")
+    out = subprocess.run([*musae, "--rows", "3"], env=environment(1), capture_output=True, text=True)
+    assert out.returncode == 2 and "rows is 3, but the 2 devices along data" in out.stderr.replace("\n", " ")
+
+
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MusaeError, match=r"`pip install libtpu`"):
