@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musae_jax.errors import MusaeError
+from musae_jax.models.chroma import encode_melody, window_chroma
 from musae_jax.models.decoder import Cache, Cross, Decoder, Prefix, TextStates
 from musae_jax.models.delay import apply_delay, codebook_delays, undo_delay
 from musae_jax.models.edits import CONDITIONAL, UNCONDITIONAL, Edits, edits_from, prepare_edits
@@ -68,8 +69,11 @@ def generate(
     window_seconds: float = WINDOW_SECONDS,
     stride_seconds: float = STRIDE_SECONDS,
 ) -> Generated:
-    """Samples round(seconds · frame_rate) frames for each row of `text` and `melody` (chroma [B, M, C], from
-    `encode_melody`, for melody checkpoints alone; one row may serve all), or `batch_size` unconditional clips.
+    """Samples round(seconds · frame_rate) frames for each row of `text` and `melody`, or `batch_size` of neither.
+
+    A melody (for melody checkpoints alone; one row may serve all) is sound [B, S] at `config.sampling_rate` Hz, of
+    which each window follows what is heard at its time, from the beginning again where the melody is shorter; or, for
+    music within one window, chroma [B, M, C] from `encode_melody`.
 
     `seconds` is one duration, or one for each row. `prompt` is what to go on from: codes [B, K, P], sound [B, S], or a
     list with one of them (or None) for each row, see `prompt_codes`. It opens the result, its codes unchanged, and
@@ -155,7 +159,7 @@ class _Run:
         c = config.decoder
         self.config, self.params = config, params["decoder"]
         codes, known = (None, ()) if prompt is None else prompt_codes(config, params, prompt)
-        given = condition_rows(config, text, melody)
+        given = condition_rows(config, text, melody, sound=True)
         rows = _rows(given, batch_size, known, seconds)
         if prompt is None:
             codes, known = jnp.zeros((rows, c.num_codebooks, 0), jnp.int32), (0,) * rows
@@ -196,12 +200,14 @@ class _Run:
         self.top_p = None if every else jnp.asarray(top_p, jnp.float32)
         self.scale, self.temperature = jnp.asarray(guidance_scale, jnp.float32), jnp.asarray(temperature, jnp.float32)
         self.edits = prepare_edits(edits, c.num_hidden_layers, c.hidden_size)
-        if melody is not None and len(self.windows) > 1:
+        if melody is not None and np.ndim(melody) == 3 and len(self.windows) > 1:
             raise MusaeError(
-                f"a melody is followed for one window of {window_seconds:g} s; give fewer seconds, or leave it out"
+                f"the chroma of a melody is followed for one window of {window_seconds:g} s; give fewer seconds, or"
+                " the melody's sound [B, S]"
             )
-        condition = encode_condition(config, params, text, melody, guided=sum(map(len, self.passes)) == 2)
-        self.conditions = _by_pass(condition, self.passes)
+        self.melody, self.conditions = melody, None
+        guided = sum(map(len, self.passes)) == 2
+        self.condition = functools.partial(encode_condition, config, params, text, guided=guided)
         self.at, self.done, self.state = 0, 0, None  # the window, the frames that are final, and how far the window is
 
     def until(self, end: int) -> jax.Array:
@@ -230,6 +236,7 @@ class _Run:
 
     def _enter(self, window: Window) -> State:
         """A window with its prompts written and all that every row is given read, in one pass."""
+        self.conditions = _by_pass(self.condition(self._chroma(window)), self.passes)
         state = _start(
             self.config, self.params, self.codes, self.keys, jnp.int32(window.start), jnp.asarray(window.known),
             self.span, self.capacity, self.passes,
@@ -241,6 +248,14 @@ class _Run:
             self.config, self.params, self.conditions, state, jnp.int32(window.given), self._edits(window), length,
             self.passes,
         )  # fmt: skip
+
+    def _chroma(self, window: Window) -> Any:
+        """The chroma [B, M, C] that a window follows, or None."""
+        if self.melody is None or np.ndim(self.melody) == 3:
+            return self.melody
+        if len(self.windows) == 1 and not window.start:  # as in training: a short melody is repeated as chroma
+            return encode_melody(self.config, self.melody)
+        return window_chroma(self.config, self.melody, window.start)
 
     def _edits(self, window: Window) -> Edits | None:
         if len(self.windows) == 1:
