@@ -224,7 +224,8 @@ class GenerateConfig:
     """A wav, flac, ogg or mp3 file to go on from, of any rate, channels and length; as much of its end is heard as fits
     in a window beside the new music, and at least what two windows share (12 s)."""
     melody: Path | None = None
-    """A sound file whose melody to follow, of which the first 30 s count; for melody checkpoints."""
+    """A sound file whose melody to follow, from its beginning again where it is shorter than the music; for melody
+    checkpoints."""
     keep_prompt: bool = True
     """With --continue-from: begin with what was heard of that file, as the model's codec renders it."""
     steer: tuple[str, ...] = ()

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from musae_jax.audio.io import read_audio, read_end
+from musae_jax.audio.io import QUIETEST, read_audio, read_end
 from musae_jax.audio.sink import FORMATS, is_stream, sound_sink
 from musae_jax.compilation import compiling_seconds
 from musae_jax.config import GenerateConfig
 from musae_jax.errors import MusaeError
 from musae_jax.mesh import make_mesh, share_of_work
 from musae_jax.models.checkpoints import load_musicgen
-from musae_jax.models.chroma import encode_melody
+from musae_jax.models.chroma import LONGEST as LONGEST_MELODY
 from musae_jax.models.edits import Edits
 from musae_jax.models.generate import generate_stream
 from musae_jax.models.layout import equal_rows, place_musicgen
@@ -59,10 +59,8 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
     prompts = [prompts[number] for number in numbers]
     c = mg.config
     heard = None if config.continue_from is None else _read_prompt(config, c)
-    melody = None
-    if config.melody is not None:
-        refuse_melody(c)
-        melody = encode_melody(c, read_audio(config.melody, c.sampling_rate)[None])
+    given = 0 if heard is None else heard.shape[-1]
+    melody = None if config.melody is None else _read_melody(config, c, given / c.sampling_rate + config.seconds)
     started, compiled = time.perf_counter(), compiling_seconds()
     chunks = generate_stream(
         c,
@@ -83,7 +81,6 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
         window_seconds=config.window_seconds,
         stride_seconds=config.stride_seconds,
     )
-    given = 0 if heard is None else heard.shape[-1]
     skipped = 0 if config.keep_prompt else given
     total = given + c.frames(config.seconds) * c.hop_length
     done = clipped = 0
@@ -166,6 +163,15 @@ def _text(mg: MusicGen, prompts: tuple[str, ...]) -> Any:
     text = encode_text(mg, list(prompts))
     asked = np.array([bool(prompt) for prompt in prompts])[:, None]
     return text.replace(states=text.states * asked[..., None], mask=text.mask * asked)
+
+
+def _read_melody(config: GenerateConfig, c: MusicGenConfig, seconds: float) -> np.ndarray:
+    """The melody to follow for so long, float32 [1, S]; what comes after is not read."""
+    refuse_melody(c)
+    sound = read_audio(config.melody, c.sampling_rate, seconds=seconds + LONGEST_MELODY)
+    if np.abs(sound).max() < QUIETEST:
+        raise MusaeError(f"{config.melody} is silent, so there is no melody to follow; choose another file")
+    return sound[None]
 
 
 def _read_prompt(config: GenerateConfig, c: MusicGenConfig) -> np.ndarray:

@@ -174,12 +174,17 @@ def test_generate_follows_a_melody(tmp_path, tiny_folder, tiny_musicgen, capsys)
     low = made("a.wav", "--melody", tmp_path / "low.wav")
     assert low == made("b.wav", "--melody", tmp_path / "low.wav")
     assert len({low, made("c.wav", "--melody", tmp_path / "high.wav"), made("d.wav")}) == 3
+    windows = ("--window-seconds", 0.3, "--stride-seconds", 0.2)
+    slid = {made(f"{name}-slid.wav", "--melody", tmp_path / f"{name}.wav", *windows) for name in ("low", "high")}
+    assert len(slid | {low}) == 3
     assert cli.main(["info", str(tmp_path / "melody")]) == 0
     assert "takes a melody" in capsys.readouterr().out
 
     flags = ("generate", "x", "--out", tmp_path / "e.wav", "--seconds", "0.5", "--melody")
     error = fails(capsys, *flags, tmp_path / "low.wav", "--model", tiny_folder)
     assert "takes no melody" in error and error.count(";") == 1
+    write_audio(tmp_path / "none.wav", np.zeros(9000, np.float32), 22_050)
+    assert "none.wav is silent" in fails(capsys, *flags, tmp_path / "none.wav", "--model", tmp_path / "melody")
     assert "gone.wav cannot be read" in fails(capsys, *flags, tmp_path / "gone.wav", "--model", tmp_path / "melody")
     assert not (tmp_path / "e.wav").exists()
 

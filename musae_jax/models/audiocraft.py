@@ -62,7 +62,7 @@ def read_audiocraft(folder: Path, dtype: str = "float32") -> tuple[MusicGenConfi
         problems.append(f"{lm.text_encoder} and the language model have the same width, {text.d_model}, and still")
         problems[-1] += " a projection between them, which is not supported"
     refuse(folder, problems)
-    config = MusicGenConfig(text=text, audio=codec.config, decoder=lm.decoder)
+    config = MusicGenConfig(text=text, audio=codec.config, decoder=lm.decoder, melody=lm.melody)
     shapes = {key: shape for key, (shape, *_) in hf_shapes(config).items() if not key.startswith("text_encoder.")}
     tensors, problems = lm_to_hf(state, shapes)
     refuse(folder, problems)

@@ -13,29 +13,27 @@ from typing import Any
 import yaml
 
 from musae_jax.errors import MusaeError
-from musae_jax.models.decoder import DecoderConfig
+from musae_jax.models.chroma import HOP, WINDOW
+from musae_jax.models.decoder import PREFIXED, DecoderConfig
 from musae_jax.models.delay import codebook_delays
 from musae_jax.models.encodec import EncodecConfig
 from musae_jax.models.hf_config import read_fields
+from musae_jax.models.melody import MelodyConfig
 
 LONGEST = 1_000_000  # characters; real ones have twenty thousand
+LONGEST_SEGMENT = 600  # seconds of music that a melody model was trained on at a time; the published ones 30
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
     """What the YAML beside a language model says: the decoder, the sound it was trained on (Hz, or None where unsaid),
-    the name of its text encoder ("" where there is none) and what else it is conditioned on."""
+    the name of its text encoder ("" where there is none), and the melody it takes (None where it takes none)."""
 
     decoder: DecoderConfig
     sampling_rate: int | None
     text_encoder: str
-    others: tuple[str, ...]
-
-    @property
-    def melody(self) -> bool:
-        """Whether a melody is prepended to the sequence, which is another architecture."""
-        return "self_wav" in self.others
+    melody: MelodyConfig | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +90,18 @@ _SEANET_FIXED = {
     "disable_norm_outer_blocks": (0,),
     "final_activation": (None,),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chroma:
+    sample_rate: int = 0
+    n_chroma: int = 0
+
+
+_CHROMA_TRAINING = ("match_len_on_eval", "eval_wavs", "n_eval_wavs", "cache_path")
+_CHROMA_FIXED = {"radix2_exp": (WINDOW.bit_length() - 1,), "argmax": (True,)} | dict.fromkeys(
+    ("nfft", "winlen", "winhop"), (None,)
+)
 
 
 class Tree:
@@ -170,11 +180,14 @@ def language_model(tree: Tree) -> tuple[LanguageModel, list[str]]:
         if lm.dim % 2:
             problems.append(f"transformer_lm.dim is {lm.dim}, but audiocraft's positions want an even one")
         problems += _pattern(tree, lm.n_q, channels)
-    others, found = _conditioners(tree)
+    melody, found = _melody(tree)
+    if melody is not None:
+        config = dataclasses.replace(config, model_type=PREFIXED)
+    found += _conditioners(tree, melody is not None)
     rate = tree.get("sample_rate")
     name = tree.get("conditioners", "description", "t5", "name")
     rate = rate if isinstance(rate, int) else None
-    return LanguageModel(config, rate, name if isinstance(name, str) else "", others), problems + found
+    return LanguageModel(config, rate, name if isinstance(name, str) else "", melody), problems + found
 
 
 def _pattern(tree: Tree, codebooks: int, channels: int) -> list[str]:
@@ -192,21 +205,47 @@ def _pattern(tree: Tree, codebooks: int, channels: int) -> list[str]:
     return problems
 
 
-def _conditioners(tree: Tree) -> tuple[tuple[str, ...], list[str]]:
-    """What the model hears beside its own codes and the text, and what we cannot give it."""
-    blocks = {name: value for name, value in tree.block("conditioners").items() if name != "args"}
-    others = tuple(sorted(set(blocks) - {"description"}))
+def _melody(tree: Tree) -> tuple[MelodyConfig | None, list[str]]:
+    """The melody that the model takes (None where it takes none), and what is wrong with it."""
+    where = "conditioners.self_wav"
+    if "self_wav" not in tree.block("conditioners"):
+        return None, []
+    if tree.get("conditioners", "self_wav", "model") != "chroma_stem":
+        return MelodyConfig(), [f"{where} is not a chroma_stem"]
+    block, where = tree.block("conditioners", "self_wav", "chroma_stem"), f"{where}.chroma_stem"
+    known, problems = read_fields(_Chroma, block, where, _CHROMA_TRAINING, _CHROMA_FIXED)
+    chroma = _Chroma(**known)
+    problems += [] if problems else _missing(chroma, where)
+    problems += [f"{where}.{name} is missing" for name in ("radix2_exp", "argmax") if name not in block]
+    if not problems and chroma.sample_rate != tree.get("sample_rate"):
+        problems.append(f"{where}.sample_rate is {chroma.sample_rate} and not the model's, {tree.get('sample_rate')!r}")
+    seconds = tree.get("dataset", "segment_duration")
+    if not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_SEGMENT:
+        problems.append(f"dataset.segment_duration is {seconds!r}, not a number of seconds")
+    if problems:
+        return MelodyConfig(), problems
+    return MelodyConfig(chroma.n_chroma, 1 + int(chroma.sample_rate * seconds) // HOP), []
+
+
+def _conditioners(tree: Tree, melody: bool) -> list[str]:
+    """What is wrong with how the text, and the melody if there is one, reach the model."""
+    others = sorted(set(tree.block("conditioners")) - {"args", "description", "self_wav"})
     problems = [f"conditioners.{name} is a kind of conditioning that is not read from this layout" for name in others]
     if tree.get("conditioners", "description", "model") != "t5":
         problems.append("conditioners.description is not a t5")
     elif tree.get("conditioners", "description", "t5", "normalize_text"):
         problems.append("conditioners.description.t5.normalize_text is true and only false is supported")
     fuser = tree.block("fuser")
-    if not others and (fuser.get("cross") != ["description"] or any(fuser.get(n) for n in ("sum", "prepend"))):
+    cross, prepend = (fuser.get(name) or [] for name in ("cross", "prepend"))
+    alone = not any(fuser.get(name) for name in ("sum", "input_interpolate"))
+    both = (["self_wav", "description"], ["description", "self_wav"])  # the melody comes first in either order
+    if melody and not (alone and prepend in both and not cross):
+        problems.append("fuser does not prepend the melody and the description, and these alone")
+    if not melody and not others and not (alone and cross == ["description"] and not prepend):
         problems.append("fuser does not bring the description, and it alone, to cross-attention")
     if fuser.get("cross_attention_pos_emb"):
         problems.append("fuser.cross_attention_pos_emb is true and only false is supported")
-    return others, problems
+    return problems
 
 
 def codec(tree: Tree, codebooks: int) -> tuple[EncodecConfig | None, int, list[str]]:

@@ -13,13 +13,14 @@ import numpy as np
 from musae_jax.models.encodec import EncodecConfig
 from musae_jax.models.encodec_table import CODEBOOK_EXTRAS, WEIGHT_NORMS, encodec_table
 
-TEXT = "condition_provider.conditioners.description"
+TEXT, MELODY = "condition_provider.conditioners.description", "condition_provider.conditioners.self_wav"
 _THIRDS = ("q_proj", "k_proj", "v_proj")
 
 # Hugging Face's name (a pattern) and audiocraft's, for all that is one tensor in both.
 _LAYER, _THEIRS = r"decoder\.model\.decoder\.layers\.(\d+)", r"transformer.layers.\1"
 _NAMES = [
     (r"enc_to_dec_proj\.(weight|bias)", rf"{TEXT}.output_proj.\1"),
+    (r"audio_enc_to_dec_proj\.(weight|bias)", rf"{MELODY}.output_proj.\1"),
     (r"decoder\.model\.decoder\.embed_tokens\.(\d+)\.weight", r"emb.\1.weight"),
     (r"decoder\.lm_heads\.(\d+)\.weight", r"linears.\1.weight"),
     (r"decoder\.model\.decoder\.layer_norm\.(weight|bias)", r"out_norm.\1"),
@@ -68,7 +69,8 @@ def lm_to_hf(
             problems[f"tensor {name} has shape {state[name].shape}, expected {expected}"] = None
         else:
             tensors[key] = state[name] if third is None else np.split(state[name], 3)[third]
-    for name in sorted(set(state) - used):
+    # The window of the chroma, which is always the same.
+    for name in sorted(set(state) - used - {f"{MELODY}.chroma.spec.window"}):
         if not name.startswith(f"{TEXT}.t5."):
             problems[f"tensor {name} has no place in this model"] = None
     return tensors, list(problems)

@@ -36,6 +36,13 @@ def encode_melody(config: MusicGenConfig, audio: Any) -> jax.Array:
     return _chroma(audio, jnp.asarray(filters(config.sampling_rate, config.melody.num_chroma)))
 
 
+def window_chroma(config: MusicGenConfig, audio: Any, start: int) -> jax.Array:
+    """The chroma [B, M, C] of sound [B, S] for a window of music that begins at frame `start`: of the 30 s from there
+    on, the sound beginning again wherever it ends (audiocraft's `MusicGen._generate_tokens`)."""
+    positions = start * config.hop_length + np.arange(LONGEST * config.sampling_rate)
+    return encode_melody(config, jnp.asarray(audio, jnp.float32)[:, positions % np.shape(audio)[1]])
+
+
 @functools.cache
 def filters(sampling_rate: int, num_chroma: int) -> np.ndarray:
     """How much each frequency of the window counts for each pitch class, float32 [C, 1 + WINDOW / 2]."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from musae_jax.errors import MusaeError
 from musae_jax.mesh import DATA
+from musae_jax.models.chroma import encode_melody, window_chroma
 from musae_jax.models.decoder import Cache, Cross, Decoder, Prefix, TextStates
 from musae_jax.models.delay import apply_delay, codebook_delays, undo_delay
 from musae_jax.models.edits import CONDITIONAL, UNCONDITIONAL, Edits, edits_from, edits_specs, prepare_edits
@@ -74,8 +75,11 @@ def generate(
     window_seconds: float = WINDOW_SECONDS,
     stride_seconds: float = STRIDE_SECONDS,
 ) -> Generated:
-    """Samples round(seconds · frame_rate) frames for each row of `text` and `melody` (chroma [B, M, C], from
-    `encode_melody`, for melody checkpoints alone; one row may serve all), or `batch_size` unconditional clips.
+    """Samples round(seconds · frame_rate) frames for each row of `text` and `melody`, or `batch_size` of neither.
+
+    A melody (for melody checkpoints alone; one row may serve all) is sound [B, S] at `config.sampling_rate` Hz, of
+    which each window follows what is heard at its time, from the beginning again where the melody is shorter; or, for
+    music within one window, chroma [B, M, C] from `encode_melody`.
 
     `seconds` is one duration, or one for each row. `prompt` is what to go on from: codes [B, K, P], sound [B, S], or a
     list with one of them (or None) for each row, see `prompt_codes`. It opens the result, its codes unchanged, and
@@ -161,7 +165,7 @@ class _Run:
         c = config.decoder
         self.config, self.params, self.mesh = config, params["decoder"], mesh_of(params)
         codes, known = (None, ()) if prompt is None else prompt_codes(config, params, prompt)
-        given = condition_rows(config, text, melody)
+        given = condition_rows(config, text, melody, sound=True)
         rows = _rows(given, batch_size, known, seconds)
         if rows != equal_rows(params, rows):
             raise MusaeError(
@@ -207,11 +211,13 @@ class _Run:
         self.top_p = None if every else jnp.asarray(top_p, jnp.float32)
         self.scale, self.temperature = jnp.asarray(guidance_scale, jnp.float32), jnp.asarray(temperature, jnp.float32)
         self.edits = prepare_edits(edits, c.num_hidden_layers, c.hidden_size)
-        if melody is not None and len(self.windows) > 1:
+        if melody is not None and np.ndim(melody) == 3 and len(self.windows) > 1:
             raise MusaeError(
-                f"a melody is followed for one window of {window_seconds:g} s; give fewer seconds, or leave it out"
+                f"the chroma of a melody is followed for one window of {window_seconds:g} s; give fewer seconds, or"
+                " the melody's sound [B, S]"
             )
-        self.conditions = _conditions(config, params, text, melody, self.passes, mesh=self.mesh)
+        self.melody, self.conditions = melody, None
+        self.condition = lambda chroma: _conditions(config, params, text, chroma, self.passes, mesh=self.mesh)
         self.at, self.done, self.state = 0, 0, None  # the window, the frames that are final, and how far the window is
 
     def until(self, end: int) -> jax.Array:
@@ -240,6 +246,8 @@ class _Run:
 
     def _enter(self, window: Window) -> State:
         """A window with its prompts written and all that every row is given read, in one pass."""
+        if self.conditions is None or self.melody is not None:
+            self.conditions = self.condition(self._chroma(window))
         state = _start(
             self.config, self.params, self.codes, self.keys, jnp.int32(window.start), jnp.asarray(window.known),
             self.span, self.capacity, self.passes, mesh=self.mesh,
@@ -251,6 +259,14 @@ class _Run:
             self.config, self.params, self.conditions, state, jnp.int32(window.given), self._edits(window), length,
             self.passes, mesh=self.mesh,
         )  # fmt: skip
+
+    def _chroma(self, window: Window) -> Any:
+        """The chroma [B, M, C] that a window follows, or None."""
+        if self.melody is None or np.ndim(self.melody) == 3:
+            return self.melody
+        if len(self.windows) == 1 and not window.start:  # as in training: a short melody is repeated as chroma
+            return encode_melody(self.config, self.melody)
+        return window_chroma(self.config, self.melody, window.start)
 
     def _edits(self, window: Window) -> Edits | None:
         if len(self.windows) == 1:

@@ -200,8 +200,8 @@ def _forward(config, params, codes, text, melody, taps, edits, delayed, logits) 
     return Output(logits=out, residuals=residuals)
 
 
-def condition_rows(config: MusicGenConfig, text: TextStates | None, melody: Any) -> int | None:
-    """B of text and melody together, None where neither is given.
+def condition_rows(config: MusicGenConfig, text: TextStates | None, melody: Any, sound: bool = False) -> int | None:
+    """B of text and melody together, None where neither is given; with `sound` the melody may also be sound [B, S].
 
     Raises:
       MusaeError: a melody for a model that takes none or of another shape, or rows that do not fit the text's.
@@ -210,8 +210,10 @@ def condition_rows(config: MusicGenConfig, text: TextStates | None, melody: Any)
     if melody is not None:
         refuse_melody(config)
         shape = np.shape(melody)
-        if len(shape) != 3 or not shape[1] or shape[2] != config.melody.num_chroma:
-            raise MusaeError(f"the melody has shape {shape}, but this model reads [B, M, {config.melody.num_chroma}]")
+        chroma = len(shape) == 3 and shape[1] > 0 and shape[2] == config.melody.num_chroma
+        if not chroma and not (sound and len(shape) == 2 and shape[1] > 0):
+            read = f"[B, M, {config.melody.num_chroma}]{' or sound [B, S]' if sound else ''}"
+            raise MusaeError(f"the melody has shape {shape}, but this model reads {read}")
         rows.add(shape[0])
     if len(rows - {1}) > 1:
         raise MusaeError(f"the melody has {shape[0]} rows and the text {text.states.shape[0]}; give as many, or one")

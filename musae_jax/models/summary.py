@@ -52,7 +52,7 @@ def _describe_audiocraft(folder: Path) -> str:
     codec, found = read_codec(folder, lm, shapes_only=True)
     parts = list(state.values()) + [v for key, v in codec.tensors.items() if not key.endswith(CODEBOOK_EXTRAS)]
     count = f"{sum(math.prod(part.shape) for part in parts) / 1e6:.1f} M parameters in the files"
-    kind = _kind(bool(lm.melody))
+    kind = _kind(lm.melody is not None)
     sound = f"codec {codec.name}, which is not here" if codec.config is None else _sound(lm.decoder, codec.config)
     if codec.config is None and codec.name is None:
         sound = "a codec of an unknown kind"

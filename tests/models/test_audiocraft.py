@@ -20,28 +20,34 @@ from musae_jax.models.summary import describe_model
 torch = pytest.importorskip("torch")
 
 IDS = np.array([[5, 9, 3, 22, 8, 41, 7, 1], [12, 30, 1, 0, 0, 0, 0, 0]])
-MODELS = ["craft", "craft-stereo"]
+MODELS = ["craft", "craft-stereo", "craft-melody", "craft-stereo-melody"]
 
 
 def lm_state(model) -> dict:
     """audiocraft's names for a transformers language model, from `models/lm.py` and `modules/transformer.py`."""
-    decoder, state = model.decoder.model.decoder, {}
+    decoder, melody, state = model.decoder.model.decoder, hasattr(model.config, "num_chroma"), {}
     for k, (embedding, head) in enumerate(zip(decoder.embed_tokens, model.decoder.lm_heads)):
         state[f"emb.{k}.weight"], state[f"linears.{k}.weight"] = embedding.weight, head.weight
     for i, layer in enumerate(decoder.layers):
         to = f"transformer.layers.{i}"
-        for name, attention in (("self_attn", layer.self_attn), ("cross_attention", layer.encoder_attn)):
+        attentions, norms = {"self_attn": layer.self_attn}, {"norm1": layer.self_attn_layer_norm}
+        if not melody:
+            attentions["cross_attention"], norms["norm_cross"] = layer.encoder_attn, layer.encoder_attn_layer_norm
+        for name, attention in attentions.items():
             parts = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
             state[f"{to}.{name}.in_proj_weight"] = torch.cat(parts)
             state[f"{to}.{name}.out_proj.weight"] = attention.out_proj.weight
         state[f"{to}.linear1.weight"], state[f"{to}.linear2.weight"] = layer.fc1.weight, layer.fc2.weight
-        norms = {"norm1": layer.self_attn_layer_norm, "norm_cross": layer.encoder_attn_layer_norm}
         for name, norm in {**norms, "norm2": layer.final_layer_norm}.items():
             state[f"{to}.{name}.weight"], state[f"{to}.{name}.bias"] = norm.weight, norm.bias
     state["out_norm.weight"], state["out_norm.bias"] = decoder.layer_norm.weight, decoder.layer_norm.bias
-    projection = "condition_provider.conditioners.description.output_proj"
-    state[f"{projection}.weight"] = model.enc_to_dec_proj.weight
-    state[f"{projection}.bias"] = model.enc_to_dec_proj.bias
+    projections = {"description": model.enc_to_dec_proj}
+    if melody:
+        projections["self_wav"] = model.audio_enc_to_dec_proj
+        state["condition_provider.conditioners.self_wav.chroma.spec.window"] = torch.hann_window(16384)
+    for name, projection in projections.items():
+        to = f"condition_provider.conditioners.{name}.output_proj"
+        state[f"{to}.weight"], state[f"{to}.bias"] = projection.weight, projection.bias
     return {name: value.detach().clone() for name, value in state.items()}
 
 
@@ -64,6 +70,13 @@ def codec_state(codec) -> dict:
 def lm_yaml(model) -> dict:
     c, codec = model.config.decoder, model.config.audio_encoder
     delays = [k // c.audio_channels for k in range(c.num_codebooks)]
+    chroma = {
+        "sample_rate": "${sample_rate}", "n_chroma": 12, "radix2_exp": 14, "argmax": True, "match_len_on_eval": False,
+        "eval_wavs": None, "n_eval_wavs": 100, "cache_path": None,
+    }  # fmt: skip
+    melody = (
+        {"self_wav": {"model": "chroma_stem", "chroma_stem": chroma}} if hasattr(model.config, "num_chroma") else {}
+    )
     return {
         "solver": "musicgen",
         "sample_rate": codec.sampling_rate,
@@ -86,11 +99,13 @@ def lm_yaml(model) -> dict:
             "attention_dropout": None, "kv_repeat": 1, "two_step_cfg": False,
         },
         "fuser": {
-            "cross_attention_pos_emb": False, "cross_attention_pos_emb_scale": 1, "sum": [], "prepend": [],
-            "cross": ["description"], "input_interpolate": [],
+            "cross_attention_pos_emb": False, "cross_attention_pos_emb_scale": 1, "sum": [],
+            "prepend": ["self_wav", "description"] if melody else [], "cross": [] if melody else ["description"],
+            "input_interpolate": [],
         },
+        "dataset": {"segment_duration": 30, "batch_size": 192},
         "conditioners": {
-            "args": {"drop_desc_p": 0.5},
+            "args": {"drop_desc_p": 0.5}, **melody,
             "description": {
                 "model": "t5",
                 "t5": {"name": "t5-base", "finetune": False, "word_dropout": 0.3, "normalize_text": False},
@@ -158,9 +173,11 @@ def test_logits_codes_and_sound_are_those_of_the_same_weights(both):
     columns = np.random.default_rng(0).integers(0, c.vocab_size + 1, (2, c.num_codebooks, 9))
     ids = torch.tensor(IDS)
     audio = np.random.default_rng(1).normal(0, 0.3, (2, 1 if c.audio_channels == 1 else 2, 200)).astype(np.float32)
+    melody = None if mg.config.melody is None else np.eye(12, dtype=np.float32)[[[3, 7, 0, 11], [5, 5, 1, 2]]]
+    tune = {} if melody is None else {"input_features": torch.tensor(melody)}
     with torch.no_grad():
         logits = model(
-            input_ids=ids, attention_mask=ids != 0, decoder_input_ids=torch.tensor(columns).reshape(-1, 9)
+            input_ids=ids, attention_mask=ids != 0, decoder_input_ids=torch.tensor(columns).reshape(-1, 9), **tune
         ).logits  # fmt: skip
         sides = [
             model.audio_encoder.encode(torch.tensor(audio[:, i : i + 1])).audio_codes[0] for i in range(audio.shape[1])
@@ -168,8 +185,9 @@ def test_logits_codes_and_sound_are_those_of_the_same_weights(both):
         codes = torch.stack(sides, 2).reshape(2, c.num_codebooks, -1)
         n = c.audio_channels
         sound = [model.audio_encoder.decode(codes[None, :, i::n], [None]).audio_values for i in range(n)]
-    ours = forward(mg.config, mg.params, columns, encode_text(mg, IDS), delayed=True).logits
-    np.testing.assert_allclose(ours, logits.reshape(ours.shape), atol=1e-4 * logits.abs().max().item())
+    ours = forward(mg.config, mg.params, columns, encode_text(mg, IDS), delayed=True, melody=melody).logits
+    logits = logits.reshape(*ours.shape[:2], -1, ours.shape[-1])[:, :, -9:]  # a melody's prefix stands in front
+    np.testing.assert_allclose(ours, logits, atol=1e-4 * logits.abs().max().item())
     found = encode_audio(mg.config, mg.params, audio if n == 2 else audio[:, 0])
     np.testing.assert_array_equal(found, codes)
     theirs = torch.cat(sound, 1).numpy() if n == 2 else sound[0][:, 0].numpy()
@@ -179,7 +197,7 @@ def test_logits_codes_and_sound_are_those_of_the_same_weights(both):
 def test_it_is_the_same_model_as_the_hugging_face_folder(both, pair, tmp_path, request):
     model, folder = both
     mg, other = load_musicgen(folder), load_musicgen(save(model, tmp_path / "hf"))
-    assert mg.config.decoder == other.config.decoder
+    assert mg.config.decoder == other.config.decoder and mg.config.melody == other.config.melody
     assert mg.config.text == other.config.text and mg.config.audio.num_quantizers == other.config.audio.num_quantizers
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-7), mg.params, other.params)
     save_musicgen(tmp_path / "ours", mg)
@@ -251,7 +269,8 @@ def test_what_it_is_without_its_weights(both):
     told = describe_model(folder)
     c = model.config.decoder
     stereo = c.audio_channels == 2
-    assert f"MusicGen: {c.num_hidden_layers} blocks of width {c.hidden_size} and {c.num_attention_heads} heads" in told
+    kind = "MusicGen that takes a melody" if hasattr(model.config, "num_chroma") else "MusicGen"
+    assert f"{kind}: {c.num_hidden_layers} blocks of width {c.hidden_size} and {c.num_attention_heads} heads" in told
     assert f"{c.num_codebooks} codebooks of {c.vocab_size}" in told
     assert ("100 Hz frames, 400 Hz stereo sound" if stereo else "50 Hz frames, 500 Hz mono sound") in told
     assert "audiocraft layout, state_dict.bin and 1 more" in told and "float32" in told
@@ -282,7 +301,8 @@ def refused(folder, *words) -> None:
         ("codebooks_pattern.modeling", "parallel", "codebooks_pattern.modeling is 'parallel'"),
         ("codebooks_pattern.delay.delays", [0, 0, 0, 0], "delays is [0, 0, 0, 0]"),
         ("codebooks_pattern.delay.flatten_first", 1, "flatten_first is 1"),
-        ("conditioners.self_wav", {"model": "chroma_stem"}, "conditioners.self_wav"),
+        ("conditioners.self_wav", {"model": "chroma_stem"}, "conditioners.self_wav.chroma_stem.sample_rate is missing"),
+        ("conditioners.style", {"model": "style"}, "conditioners.style is a kind of conditioning that is not read"),
         ("conditioners.description.model", "clap", "conditioners.description is not a t5"),
         ("conditioners.description.t5.name", "../../secret", "names '../../secret' as its text encoder"),
         ("fuser.cross", [], "cross-attention"),
@@ -329,14 +349,41 @@ def test_codecs_that_cannot_be_run(mono, path, value, words):
     assert "musae cannot load it" in describe_model(folder)
 
 
-def test_a_melody_checkpoint_is_told_for_what_it_is(mono):
-    model, folder = mono
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("conditioners.self_wav.model", "style", "conditioners.self_wav is not a chroma_stem"),
+        ("conditioners.self_wav.chroma_stem.radix2_exp", 12, "chroma_stem.radix2_exp is 12 and only 14 is supported"),
+        ("conditioners.self_wav.chroma_stem.argmax", False, "chroma_stem.argmax is False"),
+        ("conditioners.self_wav.chroma_stem.winhop", 512, "chroma_stem.winhop is 512"),
+        ("conditioners.self_wav.chroma_stem.blur", 1, "chroma_stem.blur is an attribute that musae_jax does not know"),
+        ("conditioners.self_wav.chroma_stem.sample_rate", 16000, "sample_rate is 16000 and not the model's, 500"),
+        ("conditioners.self_wav.chroma_stem", {"n_chroma": 12}, "chroma_stem.sample_rate is missing"),
+        (
+            "conditioners.self_wav.chroma_stem.n_chroma",
+            24,
+            "self_wav.output_proj.weight has shape (30, 12)",
+        ),
+        ("dataset.segment_duration", "long", "dataset.segment_duration is 'long'"),
+        ("dataset.segment_duration", 10**9, "dataset.segment_duration is 1000000000"),
+        ("fuser.prepend", ["self_wav"], "fuser does not prepend the melody and the description"),
+        ("fuser.prepend", 3, "fuser does not prepend the melody and the description"),
+        ("fuser.cross", ["description"], "fuser does not prepend the melody and the description"),
+        ("conditioners.description", None, "conditioners.description is not a t5"),
+    ],
+)
+def test_melody_checkpoints_that_cannot_be_run(pair, tmp_path, path, value, words):
+    model = pair("craft-melody").theirs
     config = lm_yaml(model)
-    config["conditioners"]["self_wav"] = {"model": "chroma_stem", "chroma_stem": {"n_chroma": 12}}
-    config["fuser"] |= {"cross": [], "prepend": ["self_wav", "description"]}
-    torch.save(package(lm_state(model), config), folder / "state_dict.bin")
-    told = describe_model(folder)
-    assert told.startswith("MusicGen that takes a melody: 3 blocks") and "conditioners.self_wav" in told
+    block = config
+    for name in path.split(".")[:-1]:
+        block = block[name]
+    block[path.split(".")[-1]] = value
+    folder = write(tmp_path / "model", model, package(lm_state(model), config))
+    refused(folder, words)
+    if "has shape" not in words:
+        told = describe_model(folder)
+        assert told.startswith("MusicGen that takes a melody: 2 blocks") and "musae cannot load it" in told
 
 
 def test_every_wrong_tensor_is_named_in_audiocrafts_words(mono):

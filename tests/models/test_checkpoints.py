@@ -48,7 +48,7 @@ def word_tokenizer():
     return tokenizer
 
 
-@pytest.mark.parametrize("size", ["even", "odd", "stereo", "melody", "odd melody"])
+@pytest.mark.parametrize("size", ["even", "odd", "stereo", "melody", "odd melody", "stereo melody"])
 def test_saved_by_us_read_by_transformers_and_by_us(pair, tmp_path, size):
     mg = pair(size).ours
     save_musicgen(tmp_path / "saved", mg.replace(tokenizer=word_tokenizer()))

@@ -9,7 +9,7 @@ import pytest
 from torch_models import torch_generate
 
 from musae_jax.errors import MusaeError
-from musae_jax.models.chroma import HOP, WINDOW, encode_melody, filters
+from musae_jax.models.chroma import HOP, WINDOW, encode_melody, filters, window_chroma
 from musae_jax.models.decoder import PREFIXED
 from musae_jax.models.delay import apply_delay
 from musae_jax.models.edits import Edits
@@ -18,7 +18,7 @@ from musae_jax.models.musicgen import MusicGen, MusicGenConfig, encode_text, for
 
 torch = pytest.importorskip("torch")
 
-SIZES = ("melody", "odd melody")
+SIZES = ("melody", "odd melody", "stereo melody")
 IDS = np.array([[5, 9, 3, 22, 8, 41, 7, 1], [12, 30, 1, 0, 0, 0, 0, 0], [49, 1, 0, 0, 0, 0, 0, 0]])
 KEY = jax.random.key(3)
 
@@ -61,7 +61,7 @@ def test_logits_and_residuals_equal_transformers(pair, size, condition):
     mg, model = pair(size).ours, pair(size).theirs
     c, (ids, melody) = mg.config.decoder, CONDITIONS[condition]
     codes = some_codes(mg.config)
-    columns = torch.tensor(np.asarray(apply_delay(codes, c.pad_token_id))).reshape(-1, 22).long()
+    columns = torch.tensor(np.asarray(apply_delay(codes, c.pad_token_id, c.audio_channels))).reshape(-1, 22).long()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = model(**torch_inputs(ids, melody), decoder_input_ids=columns, output_hidden_states=True)
@@ -148,14 +148,43 @@ def test_a_greedy_clip_is_a_fixed_point_of_forward_with_edits(pair):
     np.testing.assert_allclose(change[:, :9], np.repeat(edits.vectors[0][1], 3, axis=0), atol=1e-5)
 
 
-def test_guidance_in_two_passes_is_the_same_and_windows_do_not_slide(pair):
+def test_guidance_in_two_passes_is_the_same(pair):
     mg = pair("melody").ours
     text, melody = encode_text(mg, IDS), random_melody(3, 8)
     settings = {"temperature": 0.0, "melody": melody, "audio": False}
     one, two = (generate(mg.config, mg.params, text, KEY, 0.3, two_pass=two, **settings).codes for two in (False, True))
     np.testing.assert_array_equal(one, two)
-    with pytest.raises(MusaeError, match="followed for one window"):
-        generate(mg.config, mg.params, text, KEY, 0.3, window_seconds=0.2, stride_seconds=0.1, **settings)
+
+
+def test_a_melody_slides_along_with_the_windows(pair):
+    """Each window is what it is alone, given the end of the one before and the melody of its own time."""
+    mg = pair("melody").ours
+    config, params = at_32_khz(mg), mg.params
+    text, sound = encode_text(mg, IDS), np.stack([tune(40_000, seed) for seed in range(3)])
+    settings = {"temperature": 0.0, "audio": False}
+    sliding = {"window_seconds": 0.6, "stride_seconds": 0.36}  # 30 and 18 frames
+    whole = generate(config, params, text, KEY, 1.32, melody=sound, **settings, **sliding).codes
+    made = np.zeros((3, 4, 0), int)
+    for start in (0, 18, 36):
+        known, chroma = made[..., start:], window_chroma(config, sound, start)
+        new = (30 - known.shape[-1]) / 50
+        one = generate(config, params, text, KEY, new, prompt=known, melody=chroma, **settings)
+        made = np.concatenate([made[..., :start], one.codes], axis=-1)
+    np.testing.assert_array_equal(whole, made)
+    other = np.concatenate([sound[:, :11_520], sound[:, :28_480]], axis=1)  # the same for as long as the first stride
+    other = generate(config, params, text, KEY, 1.32, melody=other, **settings, **sliding).codes
+    assert not np.array_equal(whole[..., 30:], other[..., 30:])
+    with pytest.raises(MusaeError, match=r"one window of 0.6 s; give fewer seconds, or the melody's sound"):
+        generate(config, params, text, KEY, 1.32, melody=random_melody(3, 8), **sliding)
+
+
+def test_within_a_window_sound_is_its_chroma(pair):
+    mg = pair("melody").ours
+    text, sound = encode_text(mg, IDS), np.random.default_rng(0).normal(size=(1, 30_000)).astype(np.float32)
+    settings = {"temperature": 0.0, "audio": False}
+    heard = generate(mg.config, mg.params, text, KEY, 0.5, melody=sound, **settings).codes
+    read = generate(mg.config, mg.params, text, KEY, 0.5, melody=encode_melody(mg.config, sound), **settings).codes
+    np.testing.assert_array_equal(heard, read)
 
 
 def test_jit_equals_no_jit_and_gradients_reach_the_melody(pair):
@@ -193,7 +222,7 @@ def test_random_model_has_the_same_parameters(pair):
     [
         (np.zeros((3, 5, 11)), r"reads \[B, M, 12\]"),
         (np.zeros((3, 0, 12)), r"reads \[B, M, 12\]"),
-        (np.zeros((5, 12)), r"reads \[B, M, 12\]"),
+        (np.zeros(12), r"reads \[B, M, 12\]"),
         (np.zeros((2, 5, 12)), "2 rows and the text 3"),
     ],
 )
@@ -219,13 +248,16 @@ def test_a_model_that_takes_no_melody_says_so(pair):
 
 def test_rows_that_do_not_fit_the_codes_are_named(pair):
     mg = pair("melody").ours
+    with pytest.raises(MusaeError, match=r"reads \[B, M, 12\]$"):  # forward has no time to cut sound by
+        forward(mg.config, mg.params, some_codes(mg.config), melody=np.zeros((3, 4_000)))
     with pytest.raises(MusaeError, match="3 rows of text and melody for 2 rows of codes"):
         forward(mg.config, mg.params, some_codes(mg.config, rows=2), encode_text(mg, IDS))
 
 
 def at_32_khz(mg: MusicGen) -> MusicGenConfig:
-    audio = dataclasses.replace(mg.config.audio, sampling_rate=32_000, target_bandwidths=(96.0,))
-    return dataclasses.replace(mg.config, audio=audio)
+    """The same decoder with MusicGen's own rates; its codec then fits no longer."""
+    rates = {"sampling_rate": 32_000, "upsampling_ratios": (8, 5, 4, 4), "target_bandwidths": (1.2,)}
+    return dataclasses.replace(mg.config, audio=dataclasses.replace(mg.config.audio, **rates))
 
 
 def tune(samples, seed=0):
@@ -269,6 +301,19 @@ def test_chroma_equals_its_definition(pair, samples):
     ours = np.asarray(encode_melody(at_32_khz(pair("melody").ours), audio))
     assert ours.shape == (2, 1 + wave.shape[1] // HOP, 12) and len(np.unique(ours.argmax(-1))) > (samples > 320_000)
     np.testing.assert_array_equal(ours, np.eye(12)[loudest])
+
+
+@pytest.mark.parametrize("frame", [0, 900, 5000])
+@pytest.mark.parametrize("samples", [7, 70_000, 1_200_000])
+def test_a_windows_chroma_is_that_of_the_30_s_from_its_beginning(pair, samples, frame):
+    """The sound begins again where it ends."""
+    config = at_32_khz(pair("melody").ours)
+    audio = tune(samples)
+    start = frame * 640
+    played = np.tile(audio, 1 + (start + 960_000) // samples)[start : start + 960_000]
+    expected = encode_melody(config, played[None])
+    np.testing.assert_array_equal(window_chroma(config, audio[None], frame), expected)
+    assert expected.shape == (1, 235, 12)
 
 
 def test_silence_is_no_melody_and_sound_must_be_a_batch_of_clips(pair):

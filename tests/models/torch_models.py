@@ -104,6 +104,47 @@ SPECS = {
             "num_codebooks": 3, "activation_function": "relu",
         },
     },
+    # A melody checkpoint in stereo.
+    "stereo melody": {
+        "num_chroma": 12,
+        "chroma_length": 9,
+        "text_encoder": {**T5, "d_model": 20, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
+        "audio_encoder": {
+            **CODEC, "sampling_rate": 400, "upsampling_ratios": [4, 2], "codebook_size": 32,
+            "target_bandwidths": [0.75], "use_conv_shortcut": False,
+        },
+        "decoder": {
+            "vocab_size": 32, "num_hidden_layers": 3, "ffn_dim": 96, "num_attention_heads": 2, "hidden_size": 24,
+            "num_codebooks": 6, "audio_channels": 2,
+        },
+    },
+    # Both as audiocraft trains them: chroma_length follows from 30 s and the sampling rate.
+    "craft-melody": {
+        "num_chroma": 12,
+        "chroma_length": 1 + 500 * 30 // 4096,
+        "text_encoder": {**T5, "d_model": 20, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2},
+        "audio_encoder": {
+            **CODEC, "sampling_rate": 500, "upsampling_ratios": [5, 2], "codebook_size": 32,
+            "target_bandwidths": [1.0], "use_conv_shortcut": False,
+        },
+        "decoder": {
+            "vocab_size": 32, "num_hidden_layers": 2, "ffn_dim": 120, "num_attention_heads": 3, "hidden_size": 30,
+            "num_codebooks": 4,
+        },
+    },
+    "craft-stereo-melody": {
+        "num_chroma": 12,
+        "chroma_length": 1 + 400 * 30 // 4096,
+        "text_encoder": {**T5, "d_model": 20, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
+        "audio_encoder": {
+            **CODEC, "sampling_rate": 400, "upsampling_ratios": [2, 2], "codebook_size": 16,
+            "target_bandwidths": [1.6], "use_conv_shortcut": True,
+        },
+        "decoder": {
+            "vocab_size": 16, "num_hidden_layers": 2, "ffn_dim": 96, "num_attention_heads": 2, "hidden_size": 24,
+            "num_codebooks": 8, "audio_channels": 2,
+        },
+    },
 }  # fmt: skip
 
 
