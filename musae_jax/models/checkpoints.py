@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_folder, atomic_path, write_json
 from musae_jax.models.audiocraft import CODEC, LM, is_audiocraft, read_audiocraft
+from musae_jax.models.chroma import HOP, LONGEST, WINDOW
 from musae_jax.models.decoder import CROSS_ATTENDING, PREFIXED, DecoderConfig
 from musae_jax.models.encodec import EncodecConfig
 from musae_jax.models.folder import CONFIG, INDEX, WEIGHTS, fetch, fetch_model, read_object, read_tensors, refuse
@@ -185,6 +186,7 @@ def _write(folder: Path, mg: MusicGen, dtype: str, shard_bytes: int) -> None:
         },
     )
     melody = mg.config.melody
+    write_json(folder / "preprocessor_config.json", _preprocessor(mg.config))
     write_json(
         folder / CONFIG,
         {
@@ -198,6 +200,35 @@ def _write(folder: Path, mg: MusicGen, dtype: str, shard_bytes: int) -> None:
             "decoder": {**c.to_hf(), "dtype": dtype},
         },
     )
+
+
+def _preprocessor(config: MusicGenConfig) -> dict[str, Any]:
+    """How transformers' `AutoProcessor` prepares sound for the model: a prompt for the codec, or a melody's chroma."""
+    common = {"sampling_rate": config.sampling_rate, "padding_value": 0.0}
+    if config.melody is None:
+        return {
+            "feature_extractor_type": "EncodecFeatureExtractor",
+            "processor_class": "MusicgenProcessor",
+            "feature_size": config.audio_channels,
+            **common,
+            "padding_side": "left",
+            "return_attention_mask": True,
+            "chunk_length_s": None,
+            "overlap": None,
+        }
+    return {
+        "feature_extractor_type": "MusicgenMelodyFeatureExtractor",
+        "processor_class": "MusicgenMelodyProcessor",
+        "feature_size": config.melody.num_chroma,
+        **common,
+        "padding_side": "right",
+        "return_attention_mask": False,
+        "num_chroma": config.melody.num_chroma,
+        "n_fft": WINDOW,
+        "hop_length": HOP,
+        "chunk_length": LONGEST,
+        "stem_indices": [3, 2],  # voices and the rest, of what demucs separates
+    }
 
 
 def _shards(tensors: Mapping[str, np.ndarray], limit: int) -> list[list[str]]:

@@ -14,7 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from musae_jax.errors import MusaeError
 from musae_jax.models.checkpoints import load_musicgen, save_musicgen
+from musae_jax.models.chroma import encode_melody
 from musae_jax.models.folder import CONFIG, INDEX, PICKLED, PICKLED_INDEX, WEIGHTS
+from musae_jax.models.generate import generate
 from musae_jax.models.musicgen import encode_text, forward
 from musae_jax.models.summary import describe_model
 
@@ -76,6 +78,48 @@ def test_saved_by_us_read_by_transformers_and_by_us(pair, tmp_path, size):
 
     theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert theirs(["slow piano"])["input_ids"] == [[3, 4, 1]] and theirs.pad_token_id == 0
+
+
+@pytest.mark.parametrize("size", ["even", "stereo"])
+def test_transformers_prepares_text_and_sound_by_a_folder_of_ours(pair, tmp_path, size):
+    """Its processor gives the ids and the sound that its model and ours take alike."""
+    from transformers import AutoProcessor, MusicgenProcessor
+
+    mg, model = pair(size).ours, pair(size).theirs
+    save_musicgen(tmp_path / "saved", mg.replace(tokenizer=word_tokenizer()))
+    processor = AutoProcessor.from_pretrained(tmp_path / "saved")
+    assert isinstance(processor, MusicgenProcessor)
+    channels, rate = mg.config.audio_channels, mg.config.sampling_rate
+    sound = np.random.default_rng(0).normal(size=(channels, 80)).astype(np.float32)
+    inputs = processor(
+        audio=sound if channels == 2 else sound[0], text=["slow piano"], sampling_rate=rate, return_tensors="pt"
+    )
+    np.testing.assert_array_equal(inputs["input_ids"], [[3, 4, 1]])
+    assert inputs["input_values"].shape == (1, channels, 80)
+    with pytest.raises(ValueError, match=f"sampling rate of {rate}"):
+        processor(audio=sound[0], text=["slow"], sampling_rate=rate + 1)
+    made = model.generate(**inputs, do_sample=False, max_new_tokens=12, guidance_scale=1.0)
+    prompt = sound[None] if channels == 2 else sound
+    frames = 12 - mg.config.decoder.delays + 1
+    text = encode_text(mg, inputs["input_ids"].numpy())
+    ours = generate(mg.config, mg.params, text, jax.random.key(0), frames / 50, 1.0, temperature=0.0, prompt=prompt)
+    np.testing.assert_allclose(ours.audio.reshape(made.shape), made, atol=1e-4)
+
+
+def test_transformers_prepares_a_melody_by_a_folder_of_ours(pair, tmp_path):
+    mg = pair("melody").ours
+    save_musicgen(tmp_path / "saved", mg.replace(tokenizer=word_tokenizer()))
+    found = json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text())
+    assert found["processor_class"] == "MusicgenMelodyProcessor" and found["sampling_rate"] == 400
+    assert (found["num_chroma"], found["n_fft"], found["hop_length"], found["chunk_length"]) == (12, 16384, 4096, 30)
+    pytest.importorskip("torchaudio")
+    from transformers import AutoProcessor, MusicgenMelodyProcessor
+
+    processor = AutoProcessor.from_pretrained(tmp_path / "saved")
+    assert isinstance(processor, MusicgenMelodyProcessor)
+    sound = np.random.default_rng(0).normal(size=30_000).astype(np.float32)
+    inputs = processor(audio=sound, text=["slow piano"], sampling_rate=400, return_tensors="np")
+    np.testing.assert_array_equal(inputs["input_features"], encode_melody(mg.config, sound[None]))
 
 
 def test_half_precision_file_and_parameters(pair, tmp_path):
