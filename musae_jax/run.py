@@ -172,6 +172,7 @@ def harvest_stage(run: Run, progress: Progress | None = None) -> None:
             "clips": len(run.clips.clips),
             "skipped": [{"path": path, "reason": reason} for path, reason in run.clips.skipped],
             "silent": list(run.clips.silent),
+            "mended": [{"path": path, "what": what} for path, what in run.clips.mended],
         },
     )
     c = run.config.harvest

@@ -20,6 +20,7 @@ MANIFEST = "manifest.jsonl"
 SHORTEST = 0.5  # seconds; a shorter file holds no music a 10 s clip could be made of
 SHORTEST_TAIL = 1.0  # seconds; a shorter remainder after the last whole window is dropped
 FRAME_RATE = 50  # Hz, of the truth
+OVERSHOOT = 1.1  # a peak up to which scaling down is not worth telling: lossy decoders overshoot
 
 Progress = Callable[[int, int, str], None]
 
@@ -35,6 +36,7 @@ class Clip:
       start, seconds: the window in the file, in seconds.
       caption: the words of the manifest, if it has them.
       truth: the file of true concepts (npz with `active` bool [frames, C] at 50 Hz), if there is one.
+      offset, gain: how the whole file is mended, (sound − offset) · gain.
     """
 
     id: str
@@ -44,6 +46,8 @@ class Clip:
     seconds: float
     caption: str | None = None
     truth: Path | None = None
+    offset: float = 0.0
+    gain: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +58,15 @@ class ClipSource:
       clips: in a fixed order (manifest order, else sorted by path).
       skipped: (file, reason) for every file that could not be used.
       concepts: rows {"name", "family", "level"} of concepts.json, the columns of every clip's truth; empty without.
-      silent: files whose samples are all zero. They are kept: silence is something a model also hears.
+      silent: files whose samples are all the same. They are kept: silence is something a model also hears.
+      mended: (file, what) for every file with a constant offset or with sound beyond full scale.
     """
 
     clips: tuple[Clip, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     concepts: tuple[dict, ...] = ()
     silent: tuple[str, ...] = ()
+    mended: tuple[tuple[str, str], ...] = ()
 
     def summary(self) -> str:
         """One or more lines for people: counts, then every skipped file with its reason."""
@@ -68,6 +74,7 @@ class ClipSource:
         lines = [f"{len(self.clips)} clips from {tracks} tracks, {len(self.skipped)} files skipped"]
         lines += [f"skipped: {reason}" for _, reason in self.skipped]
         lines += [f"silent, kept: {name}" for name in self.silent]
+        lines += [f"mended: {name} ({what})" for name, what in self.mended]
         return "\n".join(lines)
 
 
@@ -78,6 +85,8 @@ def open_clips(folder: str | Path, seconds: float = 10.0, progress: Progress | N
     relative to the folder); without, every wav, flac, ogg and mp3 below. Every file is decoded once, in parallel, so
     that a bad one is named here and not in the middle of a long run. A last window shorter than 1 s is dropped unless
     the file is only that; a file shorter than 0.5 s is skipped; a shorter clip is padded with zeros when it is loaded.
+    A large constant offset is taken from a whole file and sound beyond full scale scaled down, so that its clips keep
+    their loudness to each other.
 
     Raises:
       MusaeError: no such folder, no sound file in it, none that can be read, only silence, or a malformed manifest.
@@ -89,7 +98,7 @@ def open_clips(folder: str | Path, seconds: float = 10.0, progress: Progress | N
         raise MusaeError(f"the clip length is {seconds} s, but it must be positive")
     sources = _from_manifest(folder) if (folder / MANIFEST).exists() else _from_files(folder)
     checked = _check_all([source.path for source in sources], progress)
-    clips, skipped, silent = [], [], []
+    clips, skipped, silent, mended = [], [], [], []
     for source, info in zip(sources, checked):
         name = _name(folder, source.path)
         if isinstance(info, str):
@@ -97,9 +106,14 @@ def open_clips(folder: str | Path, seconds: float = 10.0, progress: Progress | N
         elif info.seconds < SHORTEST:
             skipped.append((name, f"{source.path} lasts {info.seconds:.2f} s, but at least {SHORTEST} s are needed"))
         else:
-            clips += _windows(source, info.seconds, seconds)
+            clips += _windows(source, info, seconds)
             if info.silent:
                 silent.append(name)
+            faults = [f"a constant offset of {info.offset:.2f} taken away"] if info.offset else []
+            if info.peak > OVERSHOOT:
+                faults.append(f"a peak of {info.peak:.2f} scaled down to 1")
+            if faults:
+                mended.append((name, ", ".join(faults)))
     if not clips:
         more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
         raise MusaeError(f"no file in {folder} can be used: {skipped[0][1]}{more}")
@@ -109,13 +123,15 @@ def open_clips(folder: str | Path, seconds: float = 10.0, progress: Progress | N
     if twice:
         raise MusaeError(f"{folder / MANIFEST} uses the id {twice[0]!r} more than once; ids must be unique")
     concepts = tuple(read_json(folder / "concepts.json")) if (folder / "concepts.json").exists() else ()
-    return ClipSource(tuple(clips), tuple(skipped), concepts, tuple(silent))
+    return ClipSource(tuple(clips), tuple(skipped), concepts, tuple(silent), tuple(mended))
 
 
 def load_clip(clip: Clip, sampling_rate: int, seconds: float) -> np.ndarray:
-    """The clip's sound as mono float32 [round(seconds * sampling_rate)]: cut, or padded with zeros at the end."""
+    """The clip's sound as mono float32 [round(seconds * sampling_rate)]: mended, cut, or padded with zeros."""
     samples = round(seconds * sampling_rate)
     audio = read_audio(clip.path, sampling_rate, clip.start, min(seconds, clip.seconds))[:samples]
+    if (clip.offset, clip.gain) != (0.0, 1.0):
+        audio = (audio - np.float32(clip.offset)) * np.float32(clip.gain)
     return np.pad(audio, (0, samples - len(audio)))
 
 
@@ -209,7 +225,8 @@ def _check_all(paths: list[Path], progress: Progress | None) -> list[AudioInfo |
     return results
 
 
-def _windows(source: _Source, length: float, seconds: float) -> list[Clip]:
+def _windows(source: _Source, info: AudioInfo, seconds: float) -> list[Clip]:
+    length = info.seconds
     count = max(1, math.floor(length / seconds + 1e-6))
     if length - count * seconds >= SHORTEST_TAIL:
         count += 1
@@ -222,6 +239,8 @@ def _windows(source: _Source, length: float, seconds: float) -> list[Clip]:
             seconds=min(seconds, length - index * seconds),
             caption=source.caption,
             truth=source.truth,
+            offset=info.offset,
+            gain=1.0 / max(1.0, info.peak),
         )
         for index in range(count)
     ]

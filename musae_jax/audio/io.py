@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +16,43 @@ from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_path
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-MAX_SAMPLING_RATE = 768_000  # beyond this a header is garbage, not a recording
+SAMPLING_RATES = (1_000, 768_000)  # Hz; outside these a header is garbage, not a recording of music
 QUIETEST = 1e-4  # a peak of −80 dB; below it is the noise of the silence after a recording
-BLOCK = 1 << 18  # samples read at a time when a whole file is checked
+OFFSET = 0.05  # a constant part (DC) of more than this share of full scale is a fault
+BLOCK = 1 << 18  # values read or written at a time
 _SUBTYPES = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 _UNKNOWN_LENGTH = (0, 0xFFFFFFFF)  # streaming writers leave the RIFF data length open
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioInfo:
-    """What a checked file holds: `samples` per channel at `sampling_rate` (Hz), and whether all of them are zero."""
+    """What a checked file holds: `samples` per channel at `sampling_rate` (Hz); the lowest, the highest and the mean
+    value of the channels' average, which is what models hear."""
 
     samples: int
     sampling_rate: int
     channels: int
-    silent: bool
+    lowest: float
+    highest: float
+    mean: float
 
     @property
     def seconds(self) -> float:
         return self.samples / self.sampling_rate
+
+    @property
+    def silent(self) -> bool:
+        return self.lowest == self.highest
+
+    @property
+    def offset(self) -> float:
+        """What is to be taken away: the mean, where it is so large that a recorder must have been wrong."""
+        return self.mean if abs(self.mean) > OFFSET else 0.0
+
+    @property
+    def peak(self) -> float:
+        """The largest absolute value that then remains."""
+        return max(self.highest - self.offset, self.offset - self.lowest)
 
 
 def check_audio(path: str | Path) -> AudioInfo:
@@ -44,13 +63,15 @@ def check_audio(path: str | Path) -> AudioInfo:
     """
     path = Path(path)
     with _opened(path) as file:
-        peak, samples = 0.0, 0
-        while len(block := _decode(path, file, BLOCK)):
+        lowest, highest, total, samples = np.inf, -np.inf, 0.0, 0
+        for block in _blocks(path, file, 0, file.frames):
             _check_finite(path, block)
-            peak = max(peak, float(np.abs(block).max()))
+            mono = block.mean(axis=1)
+            lowest, highest = min(lowest, float(mono.min())), max(highest, float(mono.max()))
+            total += float(mono.sum(dtype=np.float64))
             samples += len(block)
         _check_length(path, file, samples)
-        return AudioInfo(samples, file.samplerate, file.channels, silent=peak == 0.0)
+        return AudioInfo(samples, file.samplerate, file.channels, lowest, highest, total / max(samples, 1))
 
 
 def read_audio(path: str | Path, sampling_rate: int, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
@@ -69,10 +90,9 @@ def read_audio(path: str | Path, sampling_rate: int, start: float = 0.0, seconds
                 f"{path} lasts {file.frames / file.samplerate:.2f} s, so nothing can be read from second {start:.2f};"
                 " correct the start time"
             )
-        file.seek(first)
-        wanted = -1 if seconds is None else round(seconds * file.samplerate)
-        audio = _decode(path, file, wanted)  # [S, channels]
-        if seconds is None or first + wanted >= file.frames:
+        wanted = file.frames if seconds is None else max(1, round(seconds * file.samplerate))
+        audio = _decode(path, file, first, wanted)  # [S, channels]
+        if first + wanted >= file.frames:
             _check_length(path, file, first + len(audio))
         if not len(audio):
             raise MusaeError(f"{path} holds no sound from second {start:.2f} on; the file is truncated, replace it")
@@ -80,6 +100,8 @@ def read_audio(path: str | Path, sampling_rate: int, start: float = 0.0, seconds
         mono = audio.mean(axis=1, dtype=np.float32)
         if file.samplerate != sampling_rate:
             mono = soxr.resample(mono, file.samplerate, sampling_rate)
+        if not len(mono):
+            raise MusaeError(f"{path} lasts {len(audio) / file.samplerate:.5f} s, less than a sample; replace it")
         return np.ascontiguousarray(mono, dtype=np.float32)
 
 
@@ -94,9 +116,9 @@ def read_end(path: str | Path, sampling_rate: int, channels: int, seconds: float
     """
     path = Path(path)
     with _opened(path) as file:
-        first = max(0, file.frames - round(seconds * file.samplerate))
-        file.seek(first)
-        audio = _decode(path, file, -1)  # [S, channels of the file]
+        wanted = max(1, round(seconds * file.samplerate))
+        first = max(0, file.frames - wanted)
+        audio = _decode(path, file, first, wanted)  # [S, channels of the file]
         _check_length(path, file, first + len(audio))
         _check_finite(path, audio)
         if audio.shape[1] != channels:
@@ -149,6 +171,8 @@ def _opened(path: Path) -> soundfile.SoundFile:
         size = path.stat().st_size
     except OSError as error:
         raise MusaeError(f"{path} cannot be read ({(error.strerror or str(error)).lower()}); check the path") from None
+    if path.is_dir():
+        raise MusaeError(f"{path} is a folder, but a sound file is needed; name one in it")
     if size == 0:
         raise MusaeError(f"{path} is empty (0 bytes); replace or remove it")
     try:
@@ -158,8 +182,12 @@ def _opened(path: Path) -> soundfile.SoundFile:
             raise MusaeError(f"{path} is truncated or damaged ({_reason(error)}); replace or remove it") from None
         raise MusaeError(f"{path} is not audio that can be read ({_reason(error)}); replace or remove it") from None
     try:
-        if not 0 < file.samplerate <= MAX_SAMPLING_RATE:
-            raise MusaeError(f"{path} states a sampling rate of {file.samplerate} Hz; the file is damaged, replace it")
+        least, most = SAMPLING_RATES
+        if not least <= file.samplerate <= most:
+            raise MusaeError(
+                f"{path} states a sampling rate of {file.samplerate} Hz, but {least} to {most} Hz are read; if the file"
+                " is not damaged, resample it"
+            )
         _check_riff(path, size)
         _check_ogg(path, size)
         if file.frames <= 0:
@@ -170,11 +198,21 @@ def _opened(path: Path) -> soundfile.SoundFile:
     return file
 
 
-def _decode(path: Path, file: soundfile.SoundFile, samples: int) -> np.ndarray:
+def _blocks(path: Path, file: soundfile.SoundFile, first: int, samples: int) -> Iterator[np.ndarray]:
+    """At most so many samples from `first` on, [S, channels] each; the header may promise more than there are."""
+    size = max(1, BLOCK // file.channels)
     try:
-        return file.read(samples, dtype="float32", always_2d=True)  # [S, channels]
+        if first:
+            file.seek(first)
+        while samples > 0 and len(block := file.read(min(samples, size), dtype="float32", always_2d=True)):
+            yield block
+            samples -= len(block)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise MusaeError(f"{path} is truncated or damaged ({_reason(error)}); replace or remove it") from None
+
+
+def _decode(path: Path, file: soundfile.SoundFile, first: int, samples: int) -> np.ndarray:
+    return np.concatenate([np.zeros((0, file.channels), np.float32), *_blocks(path, file, first, samples)])
 
 
 def _check_finite(path: Path, audio: np.ndarray) -> None:

@@ -57,6 +57,31 @@ def test_a_bad_file_among_good_ones_is_skipped_and_named(tmp_path):
     assert calls[-1] == (4, 4, "files")
 
 
+def test_offsets_and_sound_beyond_full_scale_are_mended_for_the_whole_file(tmp_path):
+    tone = np.sin(2 * np.pi * 440 * np.arange(4 * RATE) / RATE)
+    loud = np.concatenate([0.1 * tone[: 2 * RATE], 5 * tone[: 2 * RATE]])
+    files = {"loud": loud, "offset": 0.3 + 0.2 * tone, "both": 0.4 + 2 * tone, "fine": tone, "over": 1.05 * tone}
+    files["apart"] = np.stack([tone, -tone], axis=1)  # what is heard of it is silence
+    files["constant"] = np.full(4 * RATE, 0.3)
+    for name, sound in files.items():
+        soundfile.write(tmp_path / f"{name}.wav", sound, RATE, subtype="FLOAT")
+    source = open_clips(tmp_path, 2.0)
+    assert dict(source.mended) == {
+        "both.wav": "a constant offset of 0.40 taken away, a peak of 2.00 scaled down to 1",
+        "constant.wav": "a constant offset of 0.30 taken away",
+        "loud.wav": "a peak of 5.00 scaled down to 1",
+        "offset.wav": "a constant offset of 0.30 taken away",
+    }
+    assert source.silent == ("apart.wav", "constant.wav") and "mended: loud.wav (a peak of 5.00" in source.summary()
+    heard = {clip.id: load_clip(clip, RATE, 2.0) for clip in source.clips}
+    wanted = {"loud": loud / 5, "offset": 0.2 * tone, "both": tone, "fine": tone, "over": tone}
+    for name, sound in wanted.items():
+        for half in (0, 1):
+            expected = sound[2 * RATE * half : 2 * RATE * (half + 1)]
+            np.testing.assert_allclose(heard[f"{name}-{half:04d}"], expected, atol=1e-6)
+    assert np.abs(heard["constant-0000"]).max() < 1e-6
+
+
 def test_a_folder_without_usable_sound_is_refused(tmp_path):
     with pytest.raises(MusaeError, match="not a folder"):
         open_clips(tmp_path / "none")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from musae_jax.audio.io import check_audio, read_audio, write_audio
+from musae_jax.audio.io import check_audio, read_audio, read_end, write_audio
 from musae_jax.errors import MusaeError
 
 
@@ -73,6 +73,17 @@ def damaged(folder, kind: str):
         audio = tone()
         audio[[5, 900]] = np.nan
         soundfile.write(path, audio, 16000, subtype="FLOAT")
+    elif kind == "folder wav":
+        path.mkdir()
+    elif kind == "slow wav":
+        soundfile.write(path, tone(), 400)
+    elif kind == "instant wav":
+        soundfile.write(path, tone()[:1], 96_000)
+    elif kind == "long flac":  # the header promises days
+        soundfile.write(path, tone(), 16000)
+        data = bytearray(path.read_bytes())
+        data[21:26] = b"\xff\xff\xff\xff\xff"
+        path.write_bytes(data)
     elif kind == "no samples wav":
         soundfile.write(path, np.zeros((0,)), 16000)
     else:
@@ -93,6 +104,9 @@ BAD = {
     "half ogg": "truncated",
     "half mp3": "truncated",
     "head wav": "truncated|no sound",
+    "folder wav": "is a folder",
+    "slow wav": "states a sampling rate of 400 Hz",
+    "long flac": "truncated",
 }
 
 
@@ -104,6 +118,32 @@ def test_a_bad_file_is_one_sentence(tmp_path, kind, words):
             read(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_less_than_a_sample_is_one_sentence(tmp_path):
+    with pytest.raises(MusaeError, match="less than a sample"):
+        read_audio(damaged(tmp_path, "instant wav"), 16000)
+
+
+def test_a_file_that_cannot_be_sought_in_is_one_sentence(tmp_path):
+    """Whose frames in the middle are damaged."""
+    soundfile.write(tmp_path / "a.flac", np.random.default_rng(0).normal(size=160_000) * 0.1, 16000)
+    data = bytearray((tmp_path / "a.flac").read_bytes())
+    data[len(data) // 4 :] = bytes(len(data) - len(data) // 4)
+    (tmp_path / "a.flac").write_bytes(data)
+    for read in (lambda path: read_audio(path, 16000, 8.0, 1.0), lambda path: read_end(path, 16000, 1, 1.0)):
+        with pytest.raises(MusaeError, match=r"a\.flac is truncated or damaged"):
+            read(tmp_path / "a.flac")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 1024])
+def test_any_number_of_channels_is_averaged(tmp_path, channels):
+    sound = np.random.default_rng(0).normal(size=(3_000, channels)).astype(np.float32) / 10
+    soundfile.write(tmp_path / "a.wav", sound, 16000, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav", 16000), sound.mean(axis=1), atol=1e-6)
+    info = check_audio(tmp_path / "a.wav")
+    assert (info.samples, info.channels) == (3_000, channels)
+    assert info.highest == pytest.approx(sound.mean(axis=1).max(), rel=1e-5)
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):
