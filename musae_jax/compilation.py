@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 
 SHORTEST = 0.2  # seconds; what compiles faster is not worth a file
+LARGEST = 2 * 2**30  # bytes; beyond them jax removes what was not used for longest
 
 _spent = 0.0
 
@@ -32,6 +33,8 @@ def keep_compiled() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
+    if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+        jax.config.update("jax_compilation_cache_max_size", LARGEST)
     # A full disk, or an entry that a killed process left half-written, costs a compilation and no more.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     return folder
