@@ -67,7 +67,13 @@ def list_sizes(place: Place) -> dict[str, int]:
         if place.system is None:
             if not os.path.isdir(place.root):
                 return {}
-            return {entry.name: entry.stat().st_size for entry in os.scandir(place.root) if entry.is_file()}
+            sizes = {}
+            with os.scandir(place.root) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # another writer's temporary file, renamed meanwhile
+                        if entry.is_file():
+                            sizes[entry.name] = entry.stat().st_size
+            return sizes
         place.system.invalidate_cache()
         try:
             rows = place.system.ls(place.root, detail=True)

@@ -1,3 +1,5 @@
+import contextlib
+import os
 import sys
 import uuid
 
@@ -148,3 +150,21 @@ def test_a_path_keeps_its_slashes(tmp_path):
     assert inside(open_place("memory://a/b/"), "c").location == "memory://a/b/c"
     assert inside(open_place(tmp_path), "c").root == f"{tmp_path}/c"
     assert open_place("C:/music").system is None
+
+
+def test_a_listing_survives_files_that_others_rename(tmp_path, monkeypatch):
+    """A shard under way has a temporary name, which may be gone before its size is asked for."""
+    place = open_place(tmp_path)
+    (tmp_path / "whole").write_bytes(b"123")
+    (tmp_path / "temporary").write_bytes(b"12")
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def lost(folder):
+        with scandir(folder) as entries:
+            listed = list(entries)
+        (tmp_path / "temporary").unlink()
+        yield listed
+
+    monkeypatch.setattr(os, "scandir", lost)
+    assert list_sizes(place) == {"whole": 3}

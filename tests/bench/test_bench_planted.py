@@ -43,7 +43,7 @@ def test_the_command_writes_the_rows(tmp_path, monkeypatch, capsys):
     assert "planted/relu/f1" in capsys.readouterr().out
 
 
-ROW = {"name": "planted/relu/f1", "ours": 0.5, "unit": "x", "peer": None}
+ROW = {"name": "planted/relu/f1", "dtype": "float32", "ours": 0.5, "unit": "x", "peer": None}
 
 
 @pytest.mark.slow
