@@ -16,7 +16,7 @@ from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_path
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-SAMPLING_RATES = (1_000, 768_000)  # Hz; outside these a header is garbage, not a recording of music
+SAMPLING_RATES = (100, 768_000)  # Hz; outside these a header is garbage, not a recording of music
 QUIETEST = 1e-4  # a peak of −80 dB; below it is the noise of the silence after a recording
 OFFSET = 0.05  # a constant part (DC) of more than this share of full scale is a fault
 BLOCK = 1 << 18  # values read or written at a time
