@@ -76,7 +76,7 @@ def damaged(folder, kind: str):
     elif kind == "folder wav":
         path.mkdir()
     elif kind == "slow wav":
-        soundfile.write(path, tone(), 400)
+        soundfile.write(path, tone(), 50)
     elif kind == "instant wav":
         soundfile.write(path, tone()[:1], 96_000)
     elif kind == "long flac":  # the header promises days
@@ -105,7 +105,7 @@ BAD = {
     "half mp3": "truncated",
     "head wav": "truncated|no sound",
     "folder wav": "is a folder",
-    "slow wav": "states a sampling rate of 400 Hz",
+    "slow wav": "states a sampling rate of 50 Hz",
     "long flac": "truncated",
 }
 
