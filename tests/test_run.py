@@ -26,8 +26,11 @@ def road(out: Path, model: Path) -> list[str]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What a run made, but for the clock and the checkpoints that only a resume reads."""
-    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """What a run made, but for the clock and the checkpoints that only a resume reads.
+
+    A kill can leave a file under its hidden temporary name, which nothing reads.
+    """
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("[!.]*")) if p.is_file()}
     return {
         name: data
         for name, data in found.items()
