@@ -34,7 +34,8 @@ _TENSOR, _PARAMETER, _DICT = (
 _NAMES = {*_STORAGES, _TENSOR, _PARAMETER, _DICT}
 _VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE")
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_MARK = object()
+# Tensors may share their numbers (tied weights, slices of one buffer), but so many are an attack on the memory.
+_SHARED = 4
 
 
 def read_torch_file(path: Path, shapes_only: bool = False) -> dict[str, Any]:
@@ -60,8 +61,8 @@ def read_torch_values(path: Path, shapes_only: bool = False) -> dict[str, Any]:
         raise MusaeError(f"{path} is missing; get its folder again") from None
     except (zipfile.BadZipFile, EOFError, KeyError, RuntimeError, OSError) as error:
         raise MusaeError(
-            f"{path} is not a whole file of torch 1.6 or later ({str(error).strip()}); load it with torch and save its"
-            " state dict again, best as safetensors"
+            f"{path} is not a whole file of torch 1.6 or later ({str(error).strip()[:200]}); load it with torch and"
+            " save its state dict again, best as safetensors"
         ) from None
     if not isinstance(values, dict):
         raise _refusal(path, "its top is something else")
@@ -87,10 +88,17 @@ def _read(path: Path, archive: zipfile.ZipFile, shapes_only: bool) -> Any:
     if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
         raise refuse("big-endian numbers")
 
+    room = _SHARED * path.stat().st_size
+
+    # Values are looked at one level deep only: a few bytes can nest tuples whose text or hash takes for ever.
     def tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> np.ndarray:
+        nonlocal room
         numbers = (offset, *shape, *stride) if isinstance(shape, tuple) and isinstance(stride, tuple) else (-1,)
-        if len(storage) != 5 or storage[0] != "storage" or storage[1] not in _STORAGES or len(shape) != len(stride):
+        named = isinstance(storage, tuple) and all(isinstance(part, str) for part in storage[:3])
+        if not named or len(storage) != 5 or storage[0] != "storage" or storage[1] not in _STORAGES:
             raise refuse("a tensor of an unknown kind")
+        if len(shape) != len(stride):
+            raise refuse("a tensor with an odd shape")
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
             raise refuse("a tensor with an odd shape")
         entry, dtype = entries[f"data/{storage[2]}"], np.dtype(_STORAGES[storage[1]])
@@ -100,6 +108,9 @@ def _read(path: Path, archive: zipfile.ZipFile, shapes_only: bool) -> Any:
             raise refuse("a tensor that is larger than its data")
         if shapes_only:
             return jax.ShapeDtypeStruct(shape, dtype)
+        room -= math.prod(shape) * dtype.itemsize
+        if room < 0:
+            raise refuse("tensors that share their numbers beyond all measure")
         if not math.prod(shape):
             return np.zeros(shape, dtype)
         flat = np.frombuffer(archive.read(entry), dtype)
@@ -109,13 +120,15 @@ def _read(path: Path, archive: zipfile.ZipFile, shapes_only: bool) -> Any:
         return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps).copy()
 
     def call(name: Any, arguments: Any) -> Any:
+        if not isinstance(name, str):
+            raise refuse("a call of something without a name")
         if name == _DICT and arguments == ():
             return {}
         if name == _TENSOR and len(arguments) >= 4:
             return tensor(*arguments[:4])
         if name == _PARAMETER and len(arguments) == 3 and isinstance(arguments[0], np.ndarray | jax.ShapeDtypeStruct):
             return arguments[0]
-        raise refuse(f"a call of {str(name)[:80]!r}")
+        raise refuse(f"a call of {name[:80]!r}")
 
     try:
         return _walk(archive.read(entries["data.pkl"]), call, refuse)
@@ -126,11 +139,14 @@ def _read(path: Path, archive: zipfile.ZipFile, shapes_only: bool) -> Any:
 def _walk(program: bytes, call: Any, refuse: Any) -> Any:
     """The value a pickle stands for, with `call(name, arguments)` in the place of every call."""
     stack: list[Any] = []
+    marks: list[int] = []  # how much of the stack lies below each
     memo: dict[int, Any] = {}
 
     def since_mark() -> list[Any]:
-        at = max(i for i, value in enumerate(stack) if value is _MARK)
-        values = stack[at + 1 :]
+        at = marks.pop()
+        if at > len(stack):
+            raise IndexError("a mark above the stack")
+        values = stack[at:]
         del stack[at:]
         return values
 
@@ -153,7 +169,7 @@ def _walk(program: bytes, call: Any, refuse: Any) -> Any:
         elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"):
             stack.append({"D": {}, "L": [], "T": ()}[name[6]])
         elif name == "MARK":
-            stack.append(_MARK)
+            marks.append(len(stack))
         elif name == "TUPLE":
             stack.append(tuple(since_mark()))
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):

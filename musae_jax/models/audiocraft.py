@@ -91,7 +91,7 @@ def read_codec(folder: Path, lm: LanguageModel, shapes_only: bool = False) -> tu
     codebooks = lm.decoder.num_codebooks // lm.decoder.audio_channels
     package = read_torch_values(folder / CODEC, shapes_only)
     if "pretrained" in package:
-        name = str(package["pretrained"])
+        name = package["pretrained"] if isinstance(package["pretrained"], str) else ""
         if shapes_only and beside(folder, name) is None:
             return Codec(None, {}, {}, name), []
         place = find_named(folder, name, _HUB, "codec")
