@@ -2,9 +2,10 @@
 
 The command keeps them in the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`, then `musae_jax/xla/…`), unless
 `JAX_COMPILATION_CACHE_DIR` names another place or `JAX_ENABLE_COMPILATION_CACHE=false` turns that off. The folder may
-be removed at any time: entries that are missing, or damaged, are compiled again.
+be removed at any time: entries that are missing, or damaged, are compiled again. It is trimmed when a command starts.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -14,7 +15,7 @@ from pathlib import Path
 import jax
 
 SHORTEST = 0.2  # seconds; what compiles faster is not worth a file
-LARGEST = 2 * 2**30  # bytes; beyond them jax removes what was not used for longest
+LARGEST = 2 * 2**30  # bytes; what was used longest ago is removed beyond them
 
 _spent = 0.0
 
@@ -34,10 +35,32 @@ def keep_compiled() -> Path | None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
     if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
-        jax.config.update("jax_compilation_cache_max_size", LARGEST)
+        trim(folder.parent, LARGEST)
     # A full disk, or an entry that a killed process left half-written, costs a compilation and no more.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     return folder
+
+
+def trim(folder: Path, largest: int) -> None:
+    """Removes the programs below `folder`, of whatever version of jax, that were used longest ago until the rest takes
+    at most `largest` bytes.
+
+    When a command starts, and not by jax's own limit at each program: that one waits ten seconds for a lock which a
+    stopped process holds, and writes nothing ever again once an entry lacks the file with its time, as those of a
+    killed process and of a folder from before the limit do.
+    """
+    entries = []
+    for path in folder.glob("*/*-cache"):
+        with contextlib.suppress(OSError):  # removed by another process
+            about = path.stat()
+            entries.append((max(about.st_atime, about.st_mtime), about.st_size, path))
+    size = sum(entry[1] for entry in entries)
+    for _, bytes_, path in sorted(entries):
+        if size <= largest:
+            break
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            size -= bytes_
 
 
 def default_folder() -> Path:

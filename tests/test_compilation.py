@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from musae_jax.compilation import LARGEST
+from musae_jax.compilation import trim
 
 CODE = """
 import jax
@@ -38,17 +38,39 @@ def test_programs_are_kept_and_a_damaged_one_is_compiled_again(tmp_path):
     run(XDG_CACHE_HOME=str(tmp_path))
 
 
+def entry(folder, name: str, size: int, used: float):
+    path = folder / f"{name}-cache"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(size))
+    os.utime(path, (used, used - 1000))  # read after it was written
+    return path
+
+
+def test_what_was_used_longest_ago_is_removed(tmp_path):
+    """Whatever version of jax wrote it; files that are no programs stay."""
+    old, newer = entry(tmp_path / "jax-1", "a", 400, 5e8), entry(tmp_path / "jax-2", "b", 400, 6e8)
+    newest, other = entry(tmp_path / "jax-2", "c", 400, 7e8), tmp_path / "jax-2" / "notes"
+    other.write_bytes(bytes(5000))
+    trim(tmp_path, 1200)
+    assert old.exists() and newer.exists() and newest.exists()
+    trim(tmp_path, 1199)
+    assert not old.exists() and newer.exists() and newest.exists()
+    trim(tmp_path, 0)
+    assert not newer.exists() and not newest.exists() and other.exists()
+    trim(tmp_path / "gone", 0)
+
+
 def test_the_folder_does_not_grow_without_end(tmp_path):
-    run(XDG_CACHE_HOME=str(tmp_path))
-    one = sum(entry.stat().st_size for entry in (tmp_path / "musae_jax").rglob("*-cache"))
-    largest = one + 1000  # room for one run's programs; another shape's replace them
-    other = CODE.replace("(3, 3)", "(4, 3)")
-    run(
-        other + f"assert jax.config.jax_compilation_cache_max_size == {largest}",
-        XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_MAX_SIZE=str(largest),
-    )  # fmt: skip
-    assert 0 < sum(entry.stat().st_size for entry in (tmp_path / "musae_jax").rglob("*-cache")) <= largest
-    run(CODE + f"assert jax.config.jax_compilation_cache_max_size == {LARGEST}", XDG_CACHE_HOME=str(tmp_path))
+    """The next command makes room, and keeps its own programs in a folder that another had filled."""
+    folder = tmp_path / "musae_jax" / "xla"
+    old = entry(folder / "jax-0", "old", 5000, 5e8)
+    small = CODE.replace("print(", "import musae_jax.compilation as c; c.LARGEST = 4000; print(")
+    run(small, XDG_CACHE_HOME=str(tmp_path))
+    assert not old.exists()
+    kept = set(folder.rglob("*-cache"))
+    assert kept
+    run(CODE.replace("(3, 3)", "(4, 3)"), XDG_CACHE_HOME=str(tmp_path))
+    assert set(folder.rglob("*-cache")) > kept  # there is room by default
 
 
 def test_the_users_choice_is_kept_and_a_folder_that_cannot_be_made_does_no_harm(tmp_path):

@@ -96,10 +96,10 @@ def read_config(folder: Path) -> MusicGenConfig:
     path = folder / CONFIG
     values = read_object(path)
     kind = values.get("model_type")
-    if kind not in DECODERS:
+    if not isinstance(kind, str) or kind not in DECODERS:
         raise MusaeError(
-            f"{path} describes a model of type {kind!r}, but a {' or '.join(map(repr, DECODERS))} is expected; "
-            "choose a MusicGen checkpoint"
+            f"{path} describes a model of type {repr(kind)[:80]}, but a {' or '.join(map(repr, DECODERS))} is expected;"
+            " choose a MusicGen checkpoint"
         )
     parts = {name: values.get(name) for name in ("text_encoder", "audio_encoder", "decoder")}
     absent = [name for name, part in parts.items() if not isinstance(part, dict)]

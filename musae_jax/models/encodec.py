@@ -68,6 +68,7 @@ class EncodecConfig:
         refused = [
             *((True, name, getattr(self, name), "numbers above zero") for name in empty),
             *((True, name, getattr(self, name), "sizes of at most 2^24") for name in large),
+            (self.compress > self.num_filters, "compress", self.compress, f"at most num_filters, {self.num_filters}"),
             (max(counts) > 16, "numbers of residual blocks, LSTM layers and ratios", counts, "at most 16 of each"),
             (self.normalize, "normalize", self.normalize, "False (loudness scales have no place in MusicGen's codes)"),
             (self.chunk_length_s is not None, "chunk_length_s", self.chunk_length_s, "null (whole clips, no chunks)"),

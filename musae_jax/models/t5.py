@@ -59,6 +59,9 @@ class T5Config:
         config = cls(**known)
         if config.activation not in ACTIVATIONS:
             problems.append(f"text_encoder.feed_forward_proj is {config.feed_forward_proj!r}, which is not supported")
+        buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
+        if buckets < 4 or distance <= buckets // 4:  # half look back, and half of those are for one distance each
+            problems.append(f"text_encoder has {buckets} buckets for relative distances up to {distance}")
         return config, problems
 
     def to_hf(self) -> dict:
