@@ -5,21 +5,20 @@ harvest multiplies: its floor is the FLOPs at the rate of one large product. Bot
 """
 
 import dataclasses
-import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
-from musae_jax.bench.engines import true_config
+from musae_jax.bench.engines import read_in_a_step, seconds_of, true_config
 from musae_jax.bench.rows import bench_row
+from musae_jax.errors import MusaeError
 from musae_jax.models import encodec
 from musae_jax.models.decoder import TextStates
-from musae_jax.models.generate import CAPACITY_STEP, generate_stream
+from musae_jax.models.generate import WINDOW_SECONDS, generate_stream, rounded_columns
 from musae_jax.models.musicgen import MusicGenConfig, forward, parameter_shapes
 from musae_jax.models.precision import leaf_dtype
 
@@ -52,8 +51,16 @@ def bench_cost(bench: CostBench | None = None, progress: Progress | None = None)
     cost/product     FLOP a second, in 1e9, of the product of two large matrices in the kernels' dtype.
     cost/generate    decoder steps a second of a stream with guidance, codec included.
     cost/harvest     positions a second, up to the block in the middle.
+
+    Raises:
+      MusaeError: `seconds` leave no room for the timed chunks, or are more than a window.
     """
     b = bench or CostBench()
+    for seconds in b.seconds:
+        if not b.turns + 1 <= seconds <= WINDOW_SECONDS:
+            raise MusaeError(
+                f"--seconds is {seconds:g}; give {b.turns + 1} to {WINDOW_SECONDS:g}, a window of which some is timed"
+            )
     kernels = jnp.dtype(leaf_dtype(("decoder", "kernel"), b.dtype))
     bandwidth, flops = _bandwidth(), _product_rate(kernels)
     rows = [
@@ -67,13 +74,12 @@ def bench_cost(bench: CostBench | None = None, progress: Progress | None = None)
         for batch in b.batches:
             for seconds in b.seconds:
                 shown = {"size": size, "batch_size": batch, "seconds": seconds}
-                rate, floor = (
-                    _steps(config, params, batch, seconds, b.turns),
-                    bandwidth / _bytes(config, params, batch, seconds),
-                )
-                rows.append(bench_row("cost/generate", shown, rate, "steps/s", floor, "floor", dtype=b.dtype))
-                rate, floor = _positions(config, params, batch, seconds, b.turns), flops / _flops(config, seconds)
-                rows.append(bench_row("cost/harvest", shown, rate, "positions/s", floor, "floor", dtype=b.dtype))
+                rate, least = _steps(config, params, batch, seconds, b.turns), _bytes(config, params, batch, seconds)
+                row = bench_row("cost/generate", shown, rate, "steps/s", bandwidth / least, "floor", dtype=b.dtype)
+                rows.append(row)
+                rate, least = _positions(config, params, batch, seconds, b.turns), _flops(config, seconds)
+                row = bench_row("cost/harvest", shown, rate, "positions/s", flops / least, "floor", dtype=b.dtype)
+                rows.append(row)
                 if progress:
                     progress(len(rows) - 2, total, "figures")
     return rows
@@ -92,7 +98,7 @@ def _steps(config: MusicGenConfig, params: Any, batch: int, seconds: float, turn
     text = TextStates(states=jnp.ones((batch, 16, width)), mask=jnp.ones((batch, 16), jnp.int32))
     chunks = generate_stream(config, params, text, jax.random.key(0), seconds)
     next(chunks)  # compiles
-    taken = [_seconds(lambda: next(chunks)) for _ in range(turns)]
+    taken = [seconds_of(lambda: next(chunks)) for _ in range(turns)]
     return config.frame_rate / float(np.median(taken))
 
 
@@ -100,18 +106,18 @@ def _positions(config: MusicGenConfig, params: Any, batch: int, seconds: float, 
     c, layer = config.decoder, config.decoder.num_hidden_layers // 2 - 1
     shape = (batch, c.num_codebooks, config.frames(seconds))
     codes = np.random.default_rng(0).integers(c.vocab_size, size=shape)
-    run = lambda: jax.block_until_ready(forward(config, params, codes, taps=(layer,), logits=False).residuals)  # noqa: E731
+
+    def run() -> Any:
+        return jax.block_until_ready(forward(config, params, codes, taps=(layer,), logits=False).residuals)
+
     run()
-    return batch * (shape[-1] + 1) / float(np.median([_seconds(run) for _ in range(turns)]))
+    return batch * (shape[-1] + 1) / float(np.median([seconds_of(run) for _ in range(turns)]))
 
 
 def _bytes(config: MusicGenConfig, params: Any, batch: int, seconds: float) -> float:
     """What a decode step reads: the weights but the embeddings and the text's keys and values, and the cache."""
-    c, read = config.decoder, 0
-    for path, leaf in flatten_dict(params["decoder"]).items():
-        once = path[0] == "embedding" or ("cross_attention" in path and path[-2] in ("key", "value"))
-        read += 0 if once else leaf.nbytes
-    capacity = math.ceil((config.frames(seconds) + c.delays) / CAPACITY_STEP) * CAPACITY_STEP
+    c, read = config.decoder, sum(leaf.nbytes for leaf in read_in_a_step(params["decoder"]))
+    capacity = rounded_columns(config.frames(seconds) + c.delays)
     cell = params["decoder"]["embedding"].dtype.itemsize
     return read + 2 * batch * c.num_hidden_layers * 2 * capacity * c.hidden_size * cell
 
@@ -138,10 +144,4 @@ def _product_rate(dtype: Any) -> float:
 
 def _best(call: Callable[[], Any], times: int = 5) -> float:
     jax.block_until_ready(call())
-    return min(_seconds(lambda: jax.block_until_ready(call())) for _ in range(times))
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    return min(seconds_of(lambda: jax.block_until_ready(call())) for _ in range(times))

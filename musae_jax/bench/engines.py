@@ -5,8 +5,10 @@ harvest in a process of its own: the peak in MiB.
 """
 
 import importlib.util
+import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from musae_jax.bench.rows import bench_row
@@ -42,6 +44,22 @@ def true_config(size: str) -> Any:
         audio=EncodecConfig.from_hf(TINY_CODEC if tiny else CODEC),
         decoder=DecoderConfig(**DECODERS[size]),
     )
+
+
+def read_in_a_step(decoder: Any) -> list[Any]:
+    """The decoder's parameters that a step of generation reads whole: not the embeddings, of which it reads some rows,
+    nor what makes the text's keys and values, which are made once."""
+    from flax.traverse_util import flatten_dict
+
+    once = r"embedding|block_\d+/cross_attention/(key|value)/kernel"
+    return [leaf for path, leaf in flatten_dict(decoder, sep="/").items() if not re.fullmatch(once, path)]
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def write_checkpoint(folder: Any, size: str) -> None:

@@ -2,13 +2,20 @@
 
 import dataclasses
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from musae_jax.bench.engines import Ours, Transformers, load_engines, rows_of_pairs, some_codes, write_checkpoint
+from musae_jax.bench.engines import (
+    Ours,
+    Transformers,
+    load_engines,
+    rows_of_pairs,
+    seconds_of,
+    some_codes,
+    write_checkpoint,
+)
 from musae_jax.bench.rows import bench_row
 
 Progress = Callable[[int, int, str], None]
@@ -51,7 +58,7 @@ def bench_generate(bench: GenerateBench | None = None, progress: Progress | None
     ours = engines["musae_jax", b.ours[0]]
     vocabulary = ours.mg.config.text.vocab_size
     ids = np.random.default_rng(0).integers(3, vocabulary, size=(b.batch_size, 12))
-    first = _seconds(lambda: ours.generate(ids, b.frames[1]))
+    first = seconds_of(lambda: ours.generate(ids, b.frames[1]))
     for engine in engines.values():
         for frames in b.frames:
             engine.generate(ids, frames)
@@ -59,7 +66,7 @@ def bench_generate(bench: GenerateBench | None = None, progress: Progress | None
     warm = []
     for turn in range(b.turns):
         for name, engine in engines.items():
-            short, long = (_seconds(lambda: engine.generate(ids, frames)) for frames in b.frames)  # noqa: B023
+            short, long = (seconds_of(lambda: engine.generate(ids, frames)) for frames in b.frames)  # noqa: B023
             steps[name].append((b.frames[1] - b.frames[0]) / max(long - short, 1e-9))
             if engine is ours:
                 warm.append(long)
@@ -82,14 +89,8 @@ def _codec_rows(b: GenerateBench, ours: Ours, theirs: Transformers) -> list[dict
         taken: dict[str, list[float]] = {"ours": [], "theirs": []}
         for _ in range(b.turns + 1):
             for name, engine in (("ours", ours), ("theirs", theirs)):
-                taken[name].append(_seconds(lambda: getattr(engine, what)(value)))  # noqa: B023
+                taken[name].append(seconds_of(lambda: getattr(engine, what)(value)))  # noqa: B023
         sound = b.codec_batch * b.codec_seconds
         one, other = (sound / float(np.median(taken[name][1:])) for name in ("ours", "theirs"))
         rows.append(bench_row(f"codec/{what}", config, one, "s of sound/s", other, "transformers float32"))
     return rows
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

@@ -17,7 +17,7 @@ from musae_jax.bench.engines import (
     rows_of_pairs,
     some_codes,
     write_checkpoint,
-)  # fmt: skip
+)
 from musae_jax.bench.rows import bench_row
 
 Progress = Callable[[int, int, str], None]

@@ -1,16 +1,15 @@
 """MusicGen's harvest and its decode step on a TPU slice (`slices`), at the published sizes."""
 
 import math
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from musae_jax.bench.engines import true_config
+from musae_jax.bench.engines import read_in_a_step, true_config
 from musae_jax.bench.slices import PodFigures, Slice, Work, measure, open_slice
 from musae_jax.errors import MusaeError
 from musae_jax.mesh import DATA, MODEL
@@ -22,7 +21,6 @@ from musae_jax.models.musicgen import MusicGenConfig, encode_audio, forward, par
 
 TEXT_TOKENS = 16
 GUIDED = ((CONDITIONAL, UNCONDITIONAL),)  # one pass of twice the rows
-UNREAD = r"embedding|block_\d+/cross_attention/(key|value)/kernel"  # of the decoder, in a decode step (some rows of it)
 
 
 def measure_encode(
@@ -91,7 +89,7 @@ def measure_decode(
         mask=_array(slice, (rows, TEXT_TOKENS), jnp.int32, ROWS),
     )
     span = config.frames(seconds)
-    capacity = math.ceil((span + c.delays) / generate.CAPACITY_STEP) * generate.CAPACITY_STEP
+    capacity = generate.rounded_columns(span + c.delays)
 
     def start(params: Any, text: TextStates) -> tuple[Any, generate.State]:
         codes, known = jnp.zeros((rows, c.num_codebooks, 2 * span), jnp.int32), jnp.zeros(rows, jnp.int32)
@@ -101,7 +99,6 @@ def measure_decode(
 
     conditions, state = jax.tree.map(lambda leaf: _as_made(slice, leaf), jax.eval_shape(start, params, text))
     per_row, number, count = _array(slice, (rows,), jnp.int32, ROWS), jnp.float32(1), jnp.int32(0)
-    read = [leaf for path, leaf in flatten_dict(decoder, sep="/").items() if not re.fullmatch(UNREAD, path)]
     work = Work(
         call="step",
         calls="steps",
@@ -110,7 +107,7 @@ def measure_decode(
         sizes=f"generating with musicgen-{size} in {dtype} for {rows} prompts in windows of {seconds:g} s",
         remedy="raise model_parallel, or lower rows or seconds",
         arguments=_bytes((params, conditions, state)),
-        traffic=_bytes((read, conditions, state.caches)),
+        traffic=_bytes((read_in_a_step(decoder), conditions, state.caches)),
     )
 
     def lower() -> Any:

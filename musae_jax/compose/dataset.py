@@ -17,7 +17,7 @@ from musae_jax.compose.composer import compose
 from musae_jax.compose.concepts import VOCABULARY
 from musae_jax.compose.render import render
 from musae_jax.errors import MusaeError
-from musae_jax.files import atomic_path, read_json, read_json_lines, write_json, write_json_lines
+from musae_jax.files import atomic_path, read_json, write_json, write_json_lines
 
 SEEDS_PER_CORPUS = 1_000_000  # clip i of corpus `seed` is composed from seed · this + i, so corpora never overlap
 
@@ -84,9 +84,3 @@ def write_dataset(
 def clip_name(seed: int, number: int) -> str:
     """The id of clip `number` of corpus `seed`."""
     return f"{seed:03d}-{number:05d}"
-
-
-def is_complete(out: str | Path, clips: int) -> bool:
-    """Whether `out` holds a finished corpus of that many clips."""
-    manifest = Path(out) / "manifest.jsonl"
-    return manifest.exists() and len(read_json_lines(manifest)) == clips

@@ -4,6 +4,7 @@ Text reaches it by cross-attention, or, in a melody checkpoint, as a prefix befo
 """
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -138,18 +139,20 @@ def attention(
 
     `before` are keys [R?, H, d, N] and values [R?, H, N, d] that every position sees besides: scores are concatenated
     and not keys, so that a decode step copies neither the prefix nor the cache. Weights are divided by their sum only
-    after they have been multiplied with the values, which are fewer.
+    after they have been multiplied with the values, which are fewer; sums are taken in float32, where float16's range
+    would not do.
     """
+    multiply = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     query = query.transpose(0, 2, 1, 3) * query.shape[-1] ** -0.5
-    scores = (query @ key).astype(jnp.float32) + bias  # [R, H, P, S]
+    scores = multiply(query, key) + bias  # [R, H, P, S]
     length = 0 if before is None else before[0].shape[-1]
     if before is not None:
-        scores = jnp.concatenate([(query @ before[0]).astype(jnp.float32), scores], axis=-1)  # [R, H, P, N + S]
+        scores = jnp.concatenate([multiply(query, before[0]), scores], axis=-1)  # [R, H, P, N + S]
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total, weights = weights.sum(axis=-1, keepdims=True), weights.astype(value.dtype)
-    mixed = weights[..., length:] @ value
+    mixed = multiply(weights[..., length:], value)
     if before is not None:
-        mixed = mixed + weights[..., :length] @ before[1]
+        mixed = mixed + multiply(weights[..., :length], before[1])
     mixed = (mixed / total).astype(value.dtype).transpose(0, 2, 1, 3)
     return mixed.reshape(*mixed.shape[:2], -1)
 

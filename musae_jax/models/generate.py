@@ -187,7 +187,7 @@ class _Run:
             )
         self.windows = plan_windows(known, self.frames, window, stride)
         self.span = max(w.longest for w in self.windows)
-        self.capacity = _rounded(self.span + c.delays)
+        self.capacity = rounded_columns(self.span + c.delays)
         # Room for a whole window wherever one begins.
         room = max(self.frames) + window - codes.shape[-1]
         self.codes = jnp.pad(codes, ((0, 0), (0, 0), (0, room)))
@@ -254,7 +254,7 @@ class _Run:
         )  # fmt: skip
         if not window.given:
             return state
-        length = min(_rounded(window.given), self.capacity)
+        length = min(rounded_columns(window.given), self.capacity)
         return _read(
             self.config, self.params, self.conditions, state, jnp.int32(window.given), self._edits(window), length,
             self.passes, mesh=self.mesh,
@@ -300,7 +300,8 @@ def _rows(given: int | None, batch_size: int | None, known: Sequence[int], secon
     return rows
 
 
-def _rounded(columns: int) -> int:
+def rounded_columns(columns: int) -> int:
+    """The length of the cache in which so many columns are written."""
     return math.ceil(columns / CAPACITY_STEP) * CAPACITY_STEP
 
 

@@ -1,8 +1,9 @@
 """How a MusicGen lies on a mesh of devices: rows of a batch along `data`, the decoder's matrices along `model`.
 
 Along `model` each device holds some of the attention heads, of the feed-forward's columns and of the vocabulary, as in
-Megatron-LM (Shoeybi et al., arXiv 1909.08053): two sums a layer go round, and the logits are gathered. Norms,
-embeddings, text encoder and codec are whole on every device. Along `data` nothing is said at all.
+Megatron-LM (Shoeybi et al., arXiv 1909.08053): a sum goes round after each attention and each feed-forward, and the
+logits are gathered. Norms, embeddings, text encoder and codec are whole on every device. Along `data` nothing is said
+at all.
 
 A model that `place_musicgen` has put on a mesh is used by the same functions. `forward`, `encode_audio` and
 `decode_codes` follow their inputs, which `place_rows` cuts; `generate` cuts its rows by itself.

@@ -83,3 +83,11 @@ def test_what_is_loaded_is_what_is_cast_and_the_codec_stays_float32(pocket, dtyp
     np.testing.assert_array_equal(np.concatenate([chunk.codes for chunk in chunks], axis=-1), whole.codes)
     sound = np.concatenate([chunk.audio for chunk in chunks], axis=-1)
     np.testing.assert_allclose(sound, whole.audio, atol=1e-4)
+
+
+def test_float16_holds_the_sums_of_attention():
+    """1,500 alike scores and values of 100 sum to 150,000 before they are divided, more than float16 has."""
+    length = 1500
+    query, key = jnp.zeros((1, 1, 1, 4), jnp.float16), jnp.zeros((1, 1, 4, length), jnp.float16)
+    value = jnp.full((1, 1, length, 4), 100, jnp.float16)
+    np.testing.assert_allclose(attention(query, key, value, jnp.zeros((1, length))), 100)
