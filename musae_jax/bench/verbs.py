@@ -13,6 +13,10 @@ class PocketFlags:
 
     model: str = "pocket"
     """The model to measure."""
+    prompts: int = 640
+    """How many prompts are asked of it; half of them are solos, whose instrument is judged."""
+    seed: int = 0
+    """Of what it plays."""
     json: Path | None = None
     """Also write the figures here."""
 
@@ -217,21 +221,16 @@ class PodFlags:
 
 
 def pocket_verb(flags: PocketFlags) -> str:
-    from musae_jax.bench.pocket import measure_pocket
+    from musae_jax.bench.pocket import PocketBench, measure_pocket
+    from musae_jax.bench.pocket_report import pocket_markdown
     from musae_jax.models.checkpoints import load_musicgen
     from musae_jax.progress import progress_bar
 
+    bench = PocketBench(prompts=flags.prompts, seed=flags.seed)
     with progress_bar("pocket", console) as progress:
-        figures = measure_pocket(load_musicgen(flags.model), progress=progress)
+        figures = measure_pocket(load_musicgen(flags.model), bench, progress)
     _write(flags.json, figures)
-
-    def shown(value: Any) -> str:
-        return " ".join(map(shown, value)) if isinstance(value, list) else f"{value:.3g}"
-
-    lines = []
-    for part, rows in figures.items():
-        lines += [part, *(f"  {name:<28} {shown(value)}" for name, value in rows.items())]
-    return "\n".join(lines)
+    return pocket_markdown(figures)
 
 
 def planted_verb(flags: PlantedFlags) -> str:

@@ -4,8 +4,11 @@ A caption mentions some of what is true and nothing that is not. Drums and the l
 mentioned, the rest about half of the time, in shuffled order.
 """
 
+import dataclasses
+
 import numpy as np
 
+from musae_jax.compose import concepts as c
 from musae_jax.compose.composer import Style
 from musae_jax.compose.concepts import PITCH_CLASSES, tempo_of
 
@@ -39,14 +42,17 @@ _PATTERN_WORDS = {
 }
 
 
-def write_caption(style: Style, rng: np.random.Generator) -> str:
-    """One caption for a clip written in `style`, such as "slow flute solo in D minor, quiet, without drums"."""
+def write_caption(style: Style, rng: np.random.Generator, complete: bool = False) -> str:
+    """One caption for a clip written in `style`, such as "slow flute solo in D minor, quiet, without drums".
+
+    With `complete` it leaves out nothing that captions can say.
+    """
 
     def pick(words):
         return words[rng.integers(len(words))]
 
     def often(share):
-        return rng.random() < share
+        return rng.random() < share or complete
 
     lead, backing = style.lead.name, style.backing.name
     head = {
@@ -83,3 +89,25 @@ def write_caption(style: Style, rng: np.random.Generator) -> str:
         extras.append(pick(("no drums", "without drums")))
     rng.shuffle(extras)
     return ", ".join([caption, *extras])
+
+
+_CHOICES = {  # of a style, that captions tell
+    "sixteenth": c.SIXTEENTHS,
+    "metre": tuple(c.METRES),
+    "tonic": c.TONICS,
+    "mode": tuple(c.MODES),
+    "lead": c.LEADS,
+    "register": tuple(c.REGISTERS),
+    "dynamics": tuple(c.DYNAMICS),
+    "articulation": tuple(c.ARTICULATIONS),
+    "rhythm": c.MELODY_RHYTHMS,
+    "chord_pattern": c.CHORD_PATTERNS,
+    "drums": (None, *c.DRUM_PATTERNS),
+}
+
+
+def altered_style(style: Style, rng: np.random.Generator) -> Style:
+    """A style that differs in one choice, for a caption that is wrong in one thing (or in none that it mentions)."""
+    field = list(_CHOICES)[rng.integers(len(_CHOICES))]
+    others = [choice for choice in _CHOICES[field] if choice != getattr(style, field)]
+    return dataclasses.replace(style, **{field: others[rng.integers(len(others))]})

@@ -1,0 +1,80 @@
+"""What unconditional samples sound like, beside real music through the codec and beside random codes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musae_jax.labels.descriptors import CHROMA_WINDOW, COLUMNS, chroma_filter, describe
+from musae_jax.models.generate import generate
+from musae_jax.models.musicgen import MusicGen, decode_codes
+from musae_jax.pocket.spectral import magnitudes
+
+DIATONIC = (0, 2, 4, 5, 7, 9, 11)
+BATCH = 8
+
+
+def in_batches(function: Any, rows: np.ndarray) -> np.ndarray:
+    """`function` over rows in batches of one shape."""
+    out = []
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        padded = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), 0)])
+        out.append(np.asarray(function(padded))[: len(part)])
+    return np.concatenate(out)
+
+
+def pitch_shares(audio: np.ndarray) -> np.ndarray:
+    """The share of each of the 12 pitch classes in the energy of clips [n, S] at 16 kHz, [n, 12]."""
+
+    def chroma(sound):
+        power = magnitudes(jnp.asarray(sound), CHROMA_WINDOW) ** 2
+        return power.mean(1) @ chroma_filter().T
+
+    energy = in_batches(chroma, audio)
+    return energy / np.maximum(energy.sum(1, keepdims=True), 1e-12)
+
+
+def diatonic_mass(audio: np.ndarray) -> np.ndarray:
+    """Share of the chroma energy of clips [n, S] at 16 kHz that lies in the best of the 12 diatonic scales, [n]."""
+    scales = np.zeros((12, 12))
+    for tonic in range(12):
+        scales[tonic, [(tonic + step) % 12 for step in DIATONIC]] = 1
+    return (pitch_shares(audio) @ scales.T).max(1)
+
+
+def chroma_entropy(audio: np.ndarray) -> np.ndarray:
+    """Entropy in bits of the pitch classes of clips [n, S] at 16 kHz, [n]: at most log2 12 = 3.58."""
+    shares = pitch_shares(audio)
+    return -(shares * np.log2(shares + 1e-12)).sum(1)
+
+
+def onset_rate(audio: np.ndarray) -> np.ndarray:
+    """Onsets a second of clips [n, S] at 16 kHz, [n]."""
+    return np.asarray([describe(clip)[COLUMNS.index("onset rate")] for clip in audio])
+
+
+MEASURES = {"diatonic_mass": diatonic_mass, "onset_rate": onset_rate, "chroma_entropy": chroma_entropy}
+
+
+def measure_samples(mg: MusicGen, real: np.ndarray, key: jax.Array) -> dict[str, dict[str, float]]:
+    """Means of `MEASURES` over unconditional samples as many and as long as the codes of `real` music [n, K, T].
+
+    Each measure gives {"samples", "codec", "random_codes", "ratio"}: of the model's samples, of the real music decoded,
+    of codes drawn at random, and samples to codec.
+    """
+    count, codebooks, frames = real.shape
+    keys = jax.random.split(key)
+    made = generate(mg.config, mg.params, None, keys[0], seconds=frames / mg.config.frame_rate, batch_size=count)
+    random = jax.random.randint(keys[1], (count, codebooks, frames), 0, mg.config.decoder.vocab_size)
+    sounds = {
+        "samples": np.asarray(made.audio),
+        "codec": in_batches(lambda c: decode_codes(mg.config, mg.params, c), real),
+        "random_codes": in_batches(lambda c: decode_codes(mg.config, mg.params, c), np.asarray(random)),
+    }
+    out = {}
+    for name, measure in MEASURES.items():
+        means = {where: float(measure(audio).mean()) for where, audio in sounds.items()}
+        out[name] = {**means, "ratio": means["samples"] / means["codec"]}
+    return out
