@@ -106,8 +106,15 @@ _CHOICES = {  # of a style, that captions tell
 }
 
 
+_HARD = ("sixteenth", "tonic", "mode")  # what a few notes hardly tell
+
+
 def altered_style(style: Style, rng: np.random.Generator) -> Style:
-    """A style that differs in one choice, for a caption that is wrong in one thing (or in none that it mentions)."""
-    field = list(_CHOICES)[rng.integers(len(_CHOICES))]
+    """A style that differs in one choice, for a caption that is wrong in one thing (or in none that it mentions).
+
+    Half of the time it is tempo, tonic or mode.
+    """
+    fields = _HARD if rng.random() < 0.5 else tuple(_CHOICES)
+    field = fields[rng.integers(len(fields))]
     others = [choice for choice in _CHOICES[field] if choice != getattr(style, field)]
     return dataclasses.replace(style, **{field: others[rng.integers(len(others))]})
