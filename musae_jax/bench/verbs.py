@@ -17,6 +17,8 @@ class PocketFlags:
     """How many prompts are asked of it; half of them are solos, whose instrument is judged."""
     seed: int = 0
     """Of what it plays."""
+    examples: Path | None = None
+    """Also write six examples into this folder: sounds, and a picture of them beside composed music."""
     json: Path | None = None
     """Also write the figures here."""
 
@@ -221,14 +223,17 @@ class PodFlags:
 
 
 def pocket_verb(flags: PocketFlags) -> str:
+    from musae_jax.bench.examples import write_examples
     from musae_jax.bench.pocket import PocketBench, measure_pocket
     from musae_jax.bench.pocket_report import pocket_markdown
     from musae_jax.models.checkpoints import load_musicgen
     from musae_jax.progress import progress_bar
 
-    bench = PocketBench(prompts=flags.prompts, seed=flags.seed)
+    bench, model = PocketBench(prompts=flags.prompts, seed=flags.seed), load_musicgen(flags.model)
+    if flags.examples:
+        write_examples(model, flags.examples, flags.seed)
     with progress_bar("pocket", console) as progress:
-        figures = measure_pocket(load_musicgen(flags.model), bench, progress)
+        figures = measure_pocket(model, bench, progress)
     _write(flags.json, figures)
     return pocket_markdown(figures)
 

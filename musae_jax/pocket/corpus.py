@@ -29,8 +29,8 @@ def composition(seed: int, index: int, seconds: float) -> Composition:
 
 
 def caption(seed: int, index: int, variant: int, style) -> str:
-    """Caption number `variant` of a clip; variants differ in wording and in what they mention."""
-    return write_caption(style, np.random.default_rng([seed, index, variant]))
+    """Caption number `variant` of a clip: they differ in wording and in what they mention; every fourth is complete."""
+    return write_caption(style, np.random.default_rng([seed, index, variant]), complete=variant % 4 == 3)
 
 
 ROLL = NOTES + len(PERCUSSION) + len(LEADS)  # notes, drum pieces, lead instruments

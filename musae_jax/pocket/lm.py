@@ -34,10 +34,10 @@ class LanguageModelTraining:
 
     Once a clip is under way, its own past says what it plays, so only its first frames teach the model to read the
     prompt. Therefore batches of whole clips and of short crops, four times as many, take turns, and first frames weigh
-    more. Even so a tempo is worth 1.4 nats once in a clip, which drown in the noise of two thousand codes. So short
-    crops are also compared under their own caption and under one altered in a single thing, and the model is asked
-    which is which: the noise is in both and cancels. The best answer follows from the true likelihoods, so the model
-    that minimises one loss minimises the other. All that reads text learns more slowly.
+    more. Even so a tempo is worth 1.4 nats once in a clip, which drown in the noise of two thousand codes. So half of
+    the short crops are also compared under their own caption and under one altered in a single thing, and the model is
+    asked which is which: the noise is in both and cancels. The best answer follows from the true likelihoods, so the
+    model that minimises one loss minimises the other. All that reads text learns more slowly.
     """
 
     steps: int = 5500
@@ -152,14 +152,14 @@ def init_state(config: MusicGenConfig, training: LanguageModelTraining) -> dict:
 def draw_batch(
     codes: np.ndarray, tokens: tuple[np.ndarray, np.ndarray], training: LanguageModelTraining, step: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes int32 [B, K, T] with tokens and mask int32 [B, W, L] of a step: whole clips on even steps, W 1; on odd ones
-    short crops with an altered caption each, W 2, of which three in four begin where the clip begins. A function of the
-    step, so a resumed run sees the same."""
+    """Codes int32 [B, K, T] with tokens and mask int32 [B, W, L] of a step: whole clips on even steps, on odd ones
+    short crops, of which three in four begin where the clip begins. W is 1, or 2 on every fourth step, whose crops have
+    an altered caption each. A function of the step, so a resumed run sees the same."""
     rng = np.random.default_rng([training.seed, step])
     frames = codes.shape[2]
-    count, length, wordings = training.batch_size, frames, 1
+    count, length, wordings = training.batch_size, frames, 1 + (step % 4 == 3)
     if step % 2:
-        count, length, wordings = count * SHORT, frames // SHORT, 2
+        count, length = count * SHORT, frames // SHORT
     clips = rng.integers(len(codes), size=count)
     starts = rng.integers(frames - length + 1, size=count) * (rng.random(count) < 0.25)
     wording = rng.integers(CAPTIONS, size=count)

@@ -31,10 +31,11 @@ def tones(pitches, seconds=4.0):
 
 def test_samples_are_measured_as_they_sound():
     scale, chromatic, one = [60, 62, 64, 65, 67, 69, 71, 72], range(60, 72), [69] * 8
-    assert diatonic_mass(tones(scale))[0] > 0.95
-    assert diatonic_mass(tones(chromatic))[0] == pytest.approx(7 / 12, abs=0.06)
-    assert chroma_entropy(tones(one))[0] < 0.5 < 2.5 < chroma_entropy(tones(scale))[0] < 3
-    assert chroma_entropy(tones(chromatic))[0] == pytest.approx(np.log2(12), abs=0.1)
+    # the chroma filter spreads a pure tone over its neighbours, so a scale does not reach 1
+    assert diatonic_mass(tones(scale))[0] > 0.8
+    assert diatonic_mass(tones(chromatic))[0] == pytest.approx(7 / 12, abs=0.03)
+    assert chroma_entropy(tones(one))[0] < 1.2 < 3 < chroma_entropy(tones(scale))[0] < 3.45
+    assert chroma_entropy(tones(chromatic))[0] == pytest.approx(np.log2(12), abs=0.05)
     slow, fast = (onset_rate(tones([60, 64] * n))[0] for n in (2, 6))
     assert fast > 2 * slow > 0
 
