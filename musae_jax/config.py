@@ -48,7 +48,7 @@ class TrainConfig:
     """From residuals to a sparse autoencoder. Fields left at None follow the architecture's own recipe."""
 
     architecture: Literal["batch_topk", "topk", "jumprelu", "relu", "gated"] = "batch_topk"
-    """How features are chosen; with group_fractions each of them is also Matryoshka."""
+    """How features are chosen; with group_fractions each of them is also Matryoshka, batch_topk by itself."""
     d_sae: int = 2048
     """Features."""
     k: int = 32
@@ -97,8 +97,9 @@ class TrainConfig:
     """Dead features in AuxK at a position."""
     dead_after_tokens: int | None = None
     """A feature is dead after so many positions without firing."""
-    group_fractions: tuple[float, ...] = ()
-    """Matryoshka: shares of the features in each nested group; none: no nesting."""
+    group_fractions: tuple[float, ...] | None = None
+    """Matryoshka: shares of the features in each nested group, [] for no nesting. By default 1/32, 3/32, 3/8 and 1/2
+    with batch_topk, which finds more concepts so, and no nesting with the others."""
     center: Literal["mean", "geometric_median", "none"] | None = None
     """What is subtracted from activations."""
     scale: bool | None = None

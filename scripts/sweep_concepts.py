@@ -23,21 +23,23 @@ from musae_jax.bench.concepts import ConceptsBench, Stage
 from musae_jax.features.activity import sae_activity
 from musae_jax.files import read_json, read_json_lines
 from musae_jax.run import Run, open_run
-from musae_jax.sae.recipes import train_recipe
+from musae_jax.sae.recipes import NESTED, train_recipe
 from musae_jax.sae.train import METRICS, train_saes
 from musae_jax.validation.finding import FOUND, Finding, Panel, find_concepts
 
-NESTED = (1 / 32, 3 / 32, 3 / 8, 1 / 2)
+FINE = (1 / 128, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 SETTINGS: dict[str, dict[str, Any]] = {  # changes to the run's recipe; layer, pooling and positions are of the sweep
     "default": {},
     **{f"layer {i}": {"layer": i} for i in range(5)},
     **{f"d_sae {d}": {"d_sae": d} for d in (192, 512, 1024, 4096)},
     **{f"k {k}": {"k": k} for k in (8, 16, 64, 128)},
     "topk": {"architecture": "topk"},
+    "topk, nested": {"architecture": "topk", "group_fractions": NESTED},
     "jumprelu": {"architecture": "jumprelu"},
     "relu": {"architecture": "relu", "l1_coefficient": 0.3},
     "gated": {"architecture": "gated", "l1_coefficient": 0.3},
-    "matryoshka": {"group_fractions": NESTED},
+    "one group": {"group_fractions": ()},
+    "eight groups": {"group_fractions": FINE},
     "uncentred": {"center": "none"},
     "geometric median": {"center": "geometric_median"},
     "unscaled": {"scale": False},

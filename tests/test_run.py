@@ -49,7 +49,7 @@ def test_every_stage_leaves_its_files(whole):
     record = json.loads((whole / "run.json").read_text())
     assert record["state"] == "finished" and list(record["stages"]) == list(STAGES)
     made = files(whole)
-    hook, sae = "blocks.1.resid_post", "batchtopk-64-k8"
+    hook, sae = "blocks.1.resid_post", "matryoshka-batchtopk-64-k8"
     for name in (
         "music/manifest.jsonl",
         f"activations/{hook}/metadata.json",

@@ -38,7 +38,7 @@ def push_sae(
       sae: the SAE, or its folder: then its measures (and those of its control beside it) are in the card. A folder in
         another layout than SAELens' is converted. Loaded, and so checked, before anything is sent.
       repo_id: "org/name", created where it does not exist (`private` if you say so).
-      subfolder: where in it, such as "blocks.5.resid_post/batchtopk-2048-k32"; SAELens can load from subfolders only.
+      subfolder: where in it, such as "blocks.5.resid_post/topk-2048-k32"; SAELens can load from subfolders only.
       license: of the SAE, in the card; without, MusicGen's own (cc-by-nc-4.0) if it was trained on one of Meta's.
 
     Raises:

@@ -16,6 +16,8 @@ RECIPES: dict[str, type[Recipe]] = {
 }
 
 
+NESTED = (1 / 32, 3 / 32, 3 / 8, 1 / 2)  # of batch_topk unless told otherwise; docs/concepts.md has what it is worth
+
 # Of TrainConfig, but not of how one SAE is trained.
 _AROUND = ("architecture", "drop_start", "splice_clips", "log", "model_parallel")
 
@@ -31,6 +33,8 @@ def train_recipe(config: TrainConfig, d_in: int, seed: int) -> Recipe:
     asked = {name: value for name, value in vars(config).items() if name not in _AROUND}
     if "k" not in known:
         del asked["k"]
+    if config.group_fractions is None and config.architecture == "batch_topk":
+        asked["group_fractions"] = NESTED
     asked = {name: value for name, value in asked.items() if value is not None}
     if unknown := sorted(set(asked) - known):
         raise MusaeError(
@@ -41,7 +45,7 @@ def train_recipe(config: TrainConfig, d_in: int, seed: int) -> Recipe:
 
 
 def recipe_name(config: TrainConfig) -> str:
-    """The name of the SAE's folder, as in batchtopk-2048-k32."""
+    """The name of the SAE's folder, as in matryoshka-batchtopk-2048-k32."""
     recipe = train_recipe(config, d_in=1, seed=0)
     nested = "matryoshka-" if recipe.group_fractions else ""
     sparsity = f"k{recipe.k}" if hasattr(recipe, "k") else f"l1-{recipe.l1_coefficient:g}"
