@@ -4,11 +4,8 @@ A caption mentions some of what is true and nothing that is not. Drums and the l
 mentioned, the rest about half of the time, in shuffled order.
 """
 
-import dataclasses
-
 import numpy as np
 
-from musae_jax.compose import concepts as c
 from musae_jax.compose.composer import Style
 from musae_jax.compose.concepts import PITCH_CLASSES, tempo_of
 
@@ -89,32 +86,3 @@ def write_caption(style: Style, rng: np.random.Generator, complete: bool = False
         extras.append(pick(("no drums", "without drums")))
     rng.shuffle(extras)
     return ", ".join([caption, *extras])
-
-
-_CHOICES = {  # of a style, that captions tell
-    "sixteenth": c.SIXTEENTHS,
-    "metre": tuple(c.METRES),
-    "tonic": c.TONICS,
-    "mode": tuple(c.MODES),
-    "lead": c.LEADS,
-    "register": tuple(c.REGISTERS),
-    "dynamics": tuple(c.DYNAMICS),
-    "articulation": tuple(c.ARTICULATIONS),
-    "rhythm": c.MELODY_RHYTHMS,
-    "chord_pattern": c.CHORD_PATTERNS,
-    "drums": (None, *c.DRUM_PATTERNS),
-}
-
-
-_HARD = ("sixteenth", "tonic", "mode")  # what a few notes hardly tell
-
-
-def altered_style(style: Style, rng: np.random.Generator) -> Style:
-    """A style that differs in one choice, for a caption that is wrong in one thing (or in none that it mentions).
-
-    Half of the time it is tempo, tonic or mode.
-    """
-    fields = _HARD if rng.random() < 0.5 else tuple(_CHOICES)
-    field = fields[rng.integers(len(fields))]
-    others = [choice for choice in _CHOICES[field] if choice != getattr(style, field)]
-    return dataclasses.replace(style, **{field: others[rng.integers(len(others))]})

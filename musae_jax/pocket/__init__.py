@@ -1,8 +1,8 @@
 """The bundled miniature: a small MusicGen trained here on composed music, and the code that trained it.
 
 `weights/` holds the model in the Hugging Face layout with its card; `train.py` makes it again from a config:
-a corpus (`corpus.py`), a codec (`codec.py`), a tokenizer (`tokenizer.py`), a language model (`lm.py`), and the
-measures of what it learned (`measure.py`).
+a corpus (`corpus.py`), a codec (`codec.py`), a tokenizer (`tokenizer.py`) and a language model (`lm.py`).
+`bench/pocket.py` measures what it learned.
 """
 
 from pathlib import Path
