@@ -104,7 +104,12 @@ class DoctorFlags:
 
 @dataclass(frozen=True)
 class TrainPocketFlags:
-    """Trains the bundled pocket model anew: codec, decoder, language model. Killed and started again, it goes on."""
+    """Trains the bundled pocket model anew: codec, decoder, language model. Killed and started again, it goes on.
+
+    musae train-pocket --work work --out pocket
+
+    musae train-pocket --start pocket --work more --out better --lm-steps 6000 --lm-rate 2e-3
+    """
 
     work: Path
     """Folder for the corpus, checkpoints and logs."""
@@ -116,6 +121,10 @@ class TrainPocketFlags:
     """Steps of the codec's decoder alone, on codes that no longer change."""
     lm_steps: int = 5500
     """Steps of the language model."""
+    lm_rate: float = 3e-3
+    """Its peak learning rate; what reads text learns a third as fast."""
+    start: str | None = None
+    """A model, "pocket" or a folder, whose codec is kept and whose language model is trained further."""
     clips: int = 6400
     """Composed clips of ten seconds to train on."""
 
@@ -221,7 +230,7 @@ def doctor_verb(flags: DoctorFlags) -> str:
 
 
 def train_pocket_verb(flags: TrainPocketFlags) -> str:
-    from musae_jax.models.checkpoints import save_musicgen
+    from musae_jax.models.checkpoints import load_musicgen, save_musicgen
     from musae_jax.pocket.codec import CodecTraining
     from musae_jax.pocket.lm import LanguageModelTraining
     from musae_jax.pocket.polish import PolishTraining
@@ -233,10 +242,13 @@ def train_pocket_verb(flags: TrainPocketFlags) -> str:
         clips=flags.clips,
         codec=CodecTraining(steps=flags.codec_steps, continuous_steps=flags.codec_steps // 3),
         polish=PolishTraining(steps=flags.polish_steps),
-        language_model=LanguageModelTraining(steps=flags.lm_steps),
+        language_model=LanguageModelTraining(
+            steps=flags.lm_steps, learning_rate=flags.lm_rate, text_learning_rate=flags.lm_rate / 3
+        ),
     )
+    start = load_musicgen(flags.start) if flags.start else None
     with progress_bar("pocket", console) as progress:
-        save_musicgen(flags.out, train_pocket(flags.work, training, progress))
+        save_musicgen(flags.out, train_pocket(flags.work, training, start, progress))
         save_judge(flags.out / "judge.safetensors", train_judge(progress=progress))
     return str(flags.out)
 

@@ -42,7 +42,7 @@ class LanguageModelTraining:
     learning_rate: float = 3e-3
     text_learning_rate: float = 1e-3  # of the text encoder, its projection and cross-attention
     warmup: int = 100
-    decay: float = 0.25  # last share of the steps, over which the learning rate falls to nothing
+    decay: float = 0.5  # last share of the steps, over which the learning rate falls to nothing
     weight_decay: float = 0.05
     text_dropout: float = 0.15  # share of clips without text, which guidance needs
     first_codebook_weight: float = 2.0  # against 1 for each other codebook
@@ -108,8 +108,11 @@ def train_step(state, codes, ids, mask, config: MusicGenConfig, training: Langua
     return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, nats
 
 
-def init_state(config: MusicGenConfig, training: LanguageModelTraining) -> dict:
-    """Random parameters (without the codec's) and the optimiser's state."""
+def init_state(config: MusicGenConfig, training: LanguageModelTraining, params: dict | None = None) -> dict:
+    """Parameters without the codec's, random ones or a copy of `params`, and the optimiser's state."""
+    if params is not None:
+        params = {name: jax.tree.map(jnp.array, part) for name, part in params.items() if name != "audio"}
+        return {"params": params, "opt": optimiser(training).init(params)}
     params = dict(random_musicgen(config, jax.random.key(training.seed)).params)
     del params["audio"]
     c = config.decoder
@@ -209,8 +212,10 @@ def train_language_model(
     log: Callable[[dict], None],
     progress: Callable[[int, int, str], None] | None = None,
     save_every: int = 250,
+    start: dict | None = None,
 ) -> dict:
-    """Trains to `training.steps` and returns the parameters; a killed run goes on from its last checkpoint."""
+    """Trains to `training.steps` from random parameters, or from `start`, those of a model, and returns the parameters;
+    a killed run goes on from its last checkpoint."""
     log({"baselines": baselines(codes, held_out[0], config.decoder.vocab_size)})
 
     def step(state, number):
@@ -219,7 +224,7 @@ def train_language_model(
 
     state = train_loop(
         folder,
-        init_state(config, training),
+        init_state(config, training, start),
         training.steps,
         step,
         lambda state: evaluate(config, state["params"], *held_out),

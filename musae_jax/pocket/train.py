@@ -76,11 +76,15 @@ def train_judge(clips: int = 900, progress: Callable[[int, int, str], None] | No
 
 
 def train_pocket(
-    work: str | Path, training: PocketTraining, progress: Callable[[int, int, str], None] | None = None
+    work: str | Path,
+    training: PocketTraining,
+    start: MusicGen | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> MusicGen:
     """Trains codec, decoder and language model under the folder `work`; killed and called again, it goes on.
 
-    A line of figures per 50 steps is appended to `work`/train.jsonl.
+    With `start` its codec is kept, whose codes the language model knows, and its language model is trained further. A
+    line of figures per 50 steps is appended to `work`/train.jsonl.
     """
     work = Path(work)
     work.mkdir(parents=True, exist_ok=True)
@@ -93,30 +97,30 @@ def train_pocket(
         with open(work / "train.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"seconds": round(time.time() - started, 1), **jax.tree.map(plain, row)}) + "\n")
 
-    audio = POCKET.audio
+    config = POCKET if start is None else start.config
+    audio = config.audio
     banks = {
         seed: open_bank(work, clips, seed, training.seconds, audio.sampling_rate, progress)
         for seed, clips in ((TRAIN_SEED, training.clips), (HELD_OUT_SEED, training.held_out_clips))
     }
-    codec = train_codec(audio, training.codec, banks[TRAIN_SEED], banks[HELD_OUT_SEED], work / "codec", log, progress)
+    if start is None:
+        known = banks[TRAIN_SEED], banks[HELD_OUT_SEED]
+        codec = train_codec(audio, training.codec, *known, work / "codec", log, progress)
+    else:
+        codec = {"params": start.params["audio"], "codebooks": start.params["audio"]["codebooks"]}
     codes = encode_bank(codec, audio, banks[TRAIN_SEED], work / "codes.npy", progress)
     held_codes = encode_bank(codec, audio, banks[HELD_OUT_SEED], work / "codes-held.npy", progress)
-    codec = polish_decoder(
-        audio, training.polish, codec, banks[TRAIN_SEED], codes, banks[HELD_OUT_SEED], work / "polish", log, progress
-    )
-    tokenizer = build_tokenizer()
-    padding = POCKET.text.pad_token_id
+    if start is None:
+        known = banks[TRAIN_SEED], codes, banks[HELD_OUT_SEED]
+        codec = polish_decoder(audio, training.polish, codec, *known, work / "polish", log, progress)
+    tokenizer = build_tokenizer() if start is None else start.tokenizer
+    padding = config.text.pad_token_id
     tokens = corpus_tokens(tokenizer, TRAIN_SEED, training.clips, training.seconds, padding)
-    held_tokens = corpus_tokens(tokenizer, HELD_OUT_SEED, training.held_out_clips, training.seconds, padding)
+    held_out = held_codes, *corpus_tokens(tokenizer, HELD_OUT_SEED, training.held_out_clips, training.seconds, padding)
     params = train_language_model(
-        POCKET, training.language_model, codes, tokens, (held_codes, *held_tokens), work / "lm", log, progress
-    )
-    params = {
-        **params,
-        "audio": {
-            "encoder": codec["params"]["encoder"],
-            "decoder": codec["params"]["decoder"],
-            "codebooks": codec["codebooks"],
-        },
-    }
-    return MusicGen(config=POCKET, params=params, tokenizer=tokenizer)
+        config, training.language_model, codes, tokens, held_out, work / "lm", log, progress,
+        start=start and start.params,
+    )  # fmt: skip
+    kept = {name: codec["params"][name] for name in ("encoder", "decoder")}
+    params = {**params, "audio": {**kept, "codebooks": codec["codebooks"]}}
+    return MusicGen(config=config, params=params, tokenizer=tokenizer)

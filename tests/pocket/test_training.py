@@ -1,6 +1,7 @@
 """Training the pocket: the losses are what they say, they fall, and a killed run ends as an unbroken one."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 
 from musae_jax.compose.concepts import tempo_of
+from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.musicgen import text_states
 from musae_jax.pocket import codec, lm, polish
 from musae_jax.pocket.corpus import ROLL, caption, composition, open_bank, roll
 from musae_jax.pocket.recurrent import recurrent_nats
 from musae_jax.pocket.spectral import log_mel_distance, si_sdr
 from musae_jax.pocket.tokenizer import VOCABULARY_SIZE, build_tokenizer
+from musae_jax.pocket.train import PocketTraining, train_pocket
 
 TRAINING = codec.CodecTraining(steps=6, continuous_steps=3, batch_size=2, crop_frames=16, learning_rate=3e-3)
 
@@ -190,3 +193,22 @@ def test_the_language_model_learns_a_rule_and_resumes(tiny_config, tmp_path):
     again = lm.train_language_model(*args, tmp_path / "cut", rows.append, save_every=25)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again)):
         assert np.array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_further_on_the_codes_that_it_knows(tmp_path):
+    pocket = load_musicgen("pocket")
+    training = PocketTraining(
+        clips=8, held_out_clips=8, language_model=lm.LanguageModelTraining(steps=4, learning_rate=1e-4, warmup=1)
+    )
+    further = train_pocket(tmp_path, training, pocket)
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert "baselines" in rows[0]
+    assert rows[-1]["held_out"]["with_text"][0] < 1.2  # it went on from the pocket, for which random weights are at 5.5
+    for name in ("encoder", "decoder", "codebooks"):
+        same = jax.tree.map(np.array_equal, further.params["audio"][name], pocket.params["audio"][name])
+        assert jax.tree.all(same)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), further.params["decoder"], pocket.params["decoder"])
+    assert 0 < max(jax.tree.leaves(moved)) < 0.1
+    again = train_pocket(tmp_path, training, pocket)  # finished: the same, at once
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, further.params))
