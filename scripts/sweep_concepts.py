@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from musae_jax.sae.train import METRICS, train_saes
 from musae_jax.validation.finding import FOUND, Finding, Panel, find_concepts
 
 FINE = (1 / 128, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-SETTINGS: dict[str, dict[str, Any]] = {  # changes to the run's recipe; layer, pooling and positions are of the sweep
+SETTINGS: dict[
+    str, dict[str, Any]
+] = {  # changes to the run's recipe; what it does not have is the sweep's own
     "default": {},
     **{f"layer {i}": {"layer": i} for i in range(5)},
     **{f"d_sae {d}": {"d_sae": d} for d in (192, 512, 1024, 4096)},
@@ -47,16 +49,18 @@ SETTINGS: dict[str, dict[str, Any]] = {  # changes to the run's recipe; layer, p
     "pooled by max": {"pooling": "max"},
     "pooled by share": {"pooling": "share"},
     "position means removed": {"positions": True},
+    "means of 0.5 s": {"window": 25},
+    "means of 2 s": {"window": 100},
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class WithoutPositions:
-    """Activations less each position's mean over the clips that train, plus the mean of all; an `Activations`."""
+class Changed:
+    """Activations [n, P, D] of which `change` makes others as many; an `Activations`."""
 
     inner: Activations
-    means: np.ndarray  # [P, D] less their mean over P
-    clip_ids: tuple[str, ...]
+    change: Callable[[np.ndarray], np.ndarray]
+    name_of_change: str
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -66,11 +70,11 @@ class WithoutPositions:
 
     @property
     def content_sha256(self) -> str:
-        return json_sha256([self.inner.content_sha256, "without positions"])
+        return json_sha256([self.inner.content_sha256, self.name_of_change])
 
     def shard(self, index: int) -> tuple[tuple[str, ...], np.ndarray]:
         ids, x = self.inner.shard(index)
-        return ids, np.asarray(x, np.float32) - self.means
+        return ids, self.change(np.asarray(x, np.float32))
 
     def shards(self) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
         return (self.shard(index) for index in range(len(self)))
@@ -81,6 +85,14 @@ def position_means(store: Activations, clips: set[str]) -> np.ndarray:
     total[1:] -= total[1:].mean(0)
     total[0] = 0  # the start step is no frame
     return total.astype(np.float32)
+
+
+def moving_mean(x: np.ndarray, window: int) -> np.ndarray:
+    """The mean of the last `window` positions at each, of fewer where there are no more: [n, P, D] -> [n, P, D]."""
+    sums = np.cumsum(np.pad(x, ((0, 0), (1, 0), (0, 0))), 1, dtype=np.float64)
+    ends = np.arange(1, x.shape[1] + 1)
+    starts = np.maximum(ends - window, 0)
+    return ((sums[:, ends] - sums[:, starts]) / (ends - starts)[:, None]).astype(np.float32)
 
 
 @functools.cache
@@ -98,16 +110,21 @@ def measure(run: Run, work: Path, name: str, setting: dict[str, Any], seed: int)
     changes = dict(setting)
     layer = changes.pop("layer", run.layers[0])
     pooling, positions = changes.pop("pooling", "mean"), changes.pop("positions", False)
+    window = changes.pop("window", 1)
     config = dataclasses.replace(run.config.train, **changes)
     store, judged, panel = prepared(run, work, layer)
     panel = dataclasses.replace(panel, pooling=pooling)
     held_out = [id for id, half in run.halves.items() if half == "score"]
     if positions:
         means = position_means(store, set(store.clip_ids) - set(held_out))
-        store, judged = (WithoutPositions(one, means, one.clip_ids) for one in (store, judged))
+        store, judged = (Changed(one, lambda x: x - means, "without positions") for one in (store, judged))
+    if window > 1:
+        change = functools.partial(moving_mean, window=window)
+        store, judged = (Changed(one, change, f"means of {window}") for one in (store, judged))
     recipe = train_recipe(config, store.d_in, seed)
     # settings that train alike share an SAE
-    folder = work / "saes" / json_sha256([dataclasses.asdict(recipe), recipe.architecture, layer, positions])[:16]
+    key = json_sha256([dataclasses.asdict(recipe), recipe.architecture, layer, positions, window])
+    folder = work / "saes" / key[:16]
     sae = train_saes(store, {folder: recipe}, held_out, drop_start=config.drop_start, seed=run.config.seed)[0]
     finding = find_concepts(panel, sae_activity(judged, sae))
     metrics = read_json(folder / METRICS)
