@@ -22,7 +22,7 @@ def pocket_rows(figures: dict[str, Any]) -> list[dict[str, Any]]:
         f"{first:.2f}",
         f"unigram {unigram:.2f}, bigram {bigram:.2f}, trigram {trigram:.2f}, a recurrent net of 256 units"
         f" {told['recurrent']:.2f}, without text {told['without_text'][0]:.2f}",
-        f"0.6 below the bigram ({bigram - first:.2f}), 45 % below the unigram ({1 - first / unigram:.0%})",
+        f"0.6 below the bigram ({bigram - first:.2f}), 45 % below the unigram ({_percent(1 - first / unigram)})",
         bigram - first >= 0.6 and first <= 0.55 * unigram,
     )
     add(
@@ -30,7 +30,7 @@ def pocket_rows(figures: dict[str, Any]) -> list[dict[str, Any]]:
         _list(told["with_text"][1:]),
         f"unigram {_list(told['unigram'][1:])}, bigram {_list(told['bigram'][1:])}",
     )
-    add("codes used, by codebook", " / ".join(f"{share:.0%}" for share in codec["used"]))
+    add("codes used, by codebook", " / ".join(map(_percent, codec["used"])))
     lost = codec["log_mel_db_quantised"] - codec["log_mel_db_unquantised"]
     add(
         "log-mel distance through the codec, dB",
@@ -50,22 +50,22 @@ def pocket_rows(figures: dict[str, Any]) -> list[dict[str, Any]]:
             f"{name.replace('_', ' ')} of unconditional samples",
             f"{one['samples']:.2f}{unit}",
             f"real music through the codec {one['codec']:.2f}, random codes {one['random_codes']:.2f}",
-            f"within 10 % of real music ({one['ratio'] - 1:+.0%})",
+            f"within 10 % of real music ({100 * (one['ratio'] - 1):+.0f} %)",
             abs(one["ratio"] - 1) <= 0.1,
         )
     for name in QUESTIONS:
         one = figures["obedience"][name]
         low, high = one["ci"]
         judge = " and ".join(
-            f"{one[where]:.0%} {what}"
+            f"{_percent(one[where])} {what}"
             for where, what in (("rendered", "on rendered music"), ("codec", "on real music through the codec"))
             if where in one
         )
         add(
             f"{name} as asked, {one['asked']} prompts",
-            f"{one['generated']:.0%} ({low:.0%} to {high:.0%})",
-            f"chance {one['chance']:.0%}; the judge {judge}",
-            f"{one['target']:.0%}",
+            f"{_percent(one['generated'])} ({_percent(low)} to {_percent(high)})",
+            f"chance {_percent(one['chance'])}; the judge {judge}",
+            f"{_percent(one['target'])}",
             one["generated"] >= one["target"],
         )
     use = figures["use"]
@@ -88,3 +88,7 @@ def pocket_markdown(figures: dict[str, Any]) -> str:
 
 def _list(values: list[float]) -> str:
     return " / ".join(f"{value:.2f}" for value in values)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

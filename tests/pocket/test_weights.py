@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from musae_jax import encode_audio, encode_text, forward, generate, load_musicgen
+from musae_jax.bench.pocket_report import pocket_markdown
 from musae_jax.compose.render import render
 from musae_jax.pocket import JUDGE, WEIGHTS
 from musae_jax.pocket.corpus import HELD_OUT_SEED, composition
@@ -58,6 +59,12 @@ def test_it_predicts_held_out_music_as_its_card_says(pocket, codes):
     found = evaluate(pocket.config, pocket.params, codes, ids[::4], mask[::4])["with_text"]
     assert found[0] == pytest.approx(card["prediction"]["with_text"][0], rel=0.25)  # 24 clips stand for 96
     assert found[0] < card["prediction"]["bigram"][0]
+
+
+def test_its_card_and_the_readme_show_what_was_measured(request):
+    table = pocket_markdown(json.loads((WEIGHTS / "figures.json").read_text()))
+    for page in (WEIGHTS / "README.md", request.config.rootpath / "README.md"):
+        assert table in page.read_text(encoding="utf-8"), page
 
 
 def test_it_plays_drums_when_asked(pocket):
