@@ -43,17 +43,20 @@ def bench_syntheory(
     programs: Sequence[int] = LEAD_PROGRAMS,
     examples: int | None = None,
     seeds: int = 3,
+    peak: float = 1.0,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Rows `syntheory/SET/LAYER` (see `bench_row`): the values are of `seeds` splits, the peer is published.
 
     Besides, rows have `random_weights`, the mean of the same figure with random weights, `chance`, and `hidden`, of the
     published probe with a hidden layer. `layers` are all by default; `programs` are the General MIDI programs that play
-    the tonal sets; at most `examples` of a set are taken, drawn at random.
+    the tonal sets; at most `examples` of a set are taken, drawn at random; their samples peak at `peak`.
 
     Raises:
-      MusaeError: a set or layer does not exist.
+      MusaeError: a set or layer does not exist, or `peak` is no level.
     """
+    if not 0 < peak <= 1:
+        raise MusaeError(f"--peak is {peak}; it must be above 0 and at most 1")
     if unknown := [one for one in sets if one not in SETS]:
         raise MusaeError(f"there is no concept set {unknown[0]!r}; the sets are {', '.join(SETS)}")
     layers = check_layers(model, layers or range(model.config.decoder.num_hidden_layers))
@@ -63,8 +66,8 @@ def bench_syntheory(
         chosen = _chosen(SETS[one].examples(programs), examples)
         labels = np.asarray([example.labels[SETS[one].target] for example in chosen])
         chance = 0.0 if one == "tempos" else 1 / SETS[one].classes
-        pooled = _pooled(models, chosen, layers)  # [2, n, L, D]
-        config = {"model": name, "programs": len(programs), "examples": len(chosen), "seeds": seeds}
+        pooled = _pooled(models, chosen, layers, peak)  # [2, n, L, D]
+        config = {"model": name, "programs": len(programs), "examples": len(chosen), "seeds": seeds, "peak": peak}
         for place, layer in enumerate(layers):
             ours, random = (
                 [_measure(x[:, place], labels, one == "tempos", seed) for seed in range(seeds)] for x in pooled
@@ -85,7 +88,9 @@ def _chosen(every: Iterable[Example], most: int | None) -> list[Example]:
     return [every[i] for i in np.sort(np.random.default_rng(0).choice(len(every), most, replace=False))]
 
 
-def _pooled(models: Sequence[MusicGen], examples: Sequence[Example], layers: tuple[int, ...]) -> np.ndarray:
+def _pooled(
+    models: Sequence[MusicGen], examples: Sequence[Example], layers: tuple[int, ...], peak: float
+) -> np.ndarray:
     """Mean residuals over the frames of each example, for each model: float32 [M, n, L, D]."""
     config = models[0].config
 
@@ -97,7 +102,7 @@ def _pooled(models: Sequence[MusicGen], examples: Sequence[Example], layers: tup
     parts = []
     for start in range(0, len(examples), BATCH):
         batch = examples[start : start + BATCH]
-        audio = np.stack([render_example(example, config.sampling_rate) for example in batch])
+        audio = np.stack([peak * render_example(example, config.sampling_rate) for example in batch])
         audio = np.pad(audio, ((0, BATCH - len(batch)), (0, 0)))  # one shape
         codes = encode_audio(config, models[0].params, audio)  # both have the same codec
         parts.append(np.stack([residuals(model.params, codes) for model in models])[:, : len(batch)])

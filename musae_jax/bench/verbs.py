@@ -94,6 +94,8 @@ class SyntheoryFlags:
     """At most so many of each set, drawn at random."""
     seeds: int = 3
     """Splits into the examples that the probe is fitted on and those it is measured on."""
+    peak: float = 1.0
+    """Of each example's samples; 1 as published. The pocket has heard music with peaks near 0.2."""
     json: Path | None = None
     """Also write the rows here."""
 
@@ -284,7 +286,7 @@ def syntheory_verb(flags: SyntheoryFlags) -> str:
     from musae_jax.progress import progress_bar
 
     programs = LEAD_PROGRAMS if flags.instruments == "leads" else PROGRAMS
-    options = (flags.sets or tuple(SETS), flags.layers, programs, flags.examples, flags.seeds)
+    options = (flags.sets or tuple(SETS), flags.layers, programs, flags.examples, flags.seeds, flags.peak)
     with progress_bar("syntheory", console) as progress:
         rows = bench_syntheory(load_musicgen(flags.model), flags.model, *options, progress)
     _write(flags.json, rows)
