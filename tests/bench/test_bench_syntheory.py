@@ -30,6 +30,8 @@ def test_every_set_and_layer_stands_beside_its_controls(tiny_folder, tmp_path, c
     assert all(name in out for name in sets)
     assert cli.main([*command[:4], "--sets", "rhythms"]) == 2
     assert "no concept set 'rhythms'" in capsys.readouterr().err
+    assert cli.main([*command[:4], "--peak", "2"]) == 2
+    assert "--peak is 2.0; it must be above 0 and at most 1" in capsys.readouterr().err
 
 
 def test_the_probe_reads_classes_and_extrapolates_tempi():
