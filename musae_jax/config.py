@@ -99,7 +99,7 @@ class TrainConfig:
     """A feature is dead after so many positions without firing."""
     group_fractions: tuple[float, ...] | None = None
     """Matryoshka: shares of the features in each nested group, [] for no nesting. By default 1/32, 3/32, 3/8 and 1/2
-    with batch_topk, which finds more concepts so, and no nesting with the others."""
+    with batch_topk of 32 features or more, which finds more concepts so, and no nesting else."""
     center: Literal["mean", "geometric_median", "none"] | None = None
     """What is subtracted from activations."""
     scale: bool | None = None

@@ -33,7 +33,7 @@ def train_recipe(config: TrainConfig, d_in: int, seed: int) -> Recipe:
     asked = {name: value for name, value in vars(config).items() if name not in _AROUND}
     if "k" not in known:
         del asked["k"]
-    if config.group_fractions is None and config.architecture == "batch_topk":
+    if config.group_fractions is None and config.architecture == "batch_topk" and config.d_sae >= 1 / NESTED[0]:
         asked["group_fractions"] = NESTED
     asked = {name: value for name, value in asked.items() if value is not None}
     if unknown := sorted(set(asked) - known):

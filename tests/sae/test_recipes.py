@@ -39,6 +39,7 @@ def test_there_is_a_preset_for_every_architecture():
 def test_names_say_what_the_sae_is():
     assert recipe_name(TrainConfig()) == "matryoshka-batchtopk-2048-k32"
     assert recipe_name(TrainConfig(group_fractions=())) == "batchtopk-2048-k32"
+    assert recipe_name(TrainConfig(d_sae=31, k=4)) == "batchtopk-31-k4"
     assert recipe_name(TrainConfig("topk")) == "topk-2048-k32"
     assert recipe_name(TrainConfig("topk", 64, 8, group_fractions=(0.5, 0.5))) == "matryoshka-topk-64-k8"
     assert recipe_name(TrainConfig("gated", 64, l1_coefficient=0.25)) == "gated-64-l1-0.25"
