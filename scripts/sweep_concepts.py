@@ -28,9 +28,8 @@ from musae_jax.sae.train import METRICS, train_saes
 from musae_jax.validation.finding import FOUND, Finding, Panel, find_concepts
 
 FINE = (1 / 128, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-SETTINGS: dict[
-    str, dict[str, Any]
-] = {  # changes to the run's recipe; what it does not have is the sweep's own
+# Changes to the run's recipe; what it does not have is the sweep's own.
+SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"layer {i}": {"layer": i} for i in range(5)},
     **{f"d_sae {d}": {"d_sae": d} for d in (192, 512, 1024, 4096)},

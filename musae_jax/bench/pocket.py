@@ -19,6 +19,7 @@ import numpy as np
 from musae_jax.bench.obedience import measure_obedience
 from musae_jax.bench.samples import in_batches, measure_samples
 from musae_jax.compose.render import render
+from musae_jax.errors import MusaeError
 from musae_jax.models.encodec import EncodecDecoder, EncodecEncoder
 from musae_jax.models.generate import generate
 from musae_jax.models.musicgen import MusicGen, decode_codes, encode_audio, encode_text
@@ -57,8 +58,14 @@ class PocketBench:
 
 
 def measure_pocket(mg: MusicGen, bench: PocketBench | None = None, progress: Progress | None = None) -> dict[str, Any]:
-    """Every figure of the model card, as one JSON-able dictionary."""
+    """Every figure of the model card, as one JSON-able dictionary.
+
+    Raises:
+      MusaeError: there are too few prompts to ask for everything.
+    """
     bench, config = bench or PocketBench(), mg.config
+    if bench.prompts < 32:
+        raise MusaeError(f"--prompts is {bench.prompts}; it must be 32 or more, for all instruments to be asked for")
 
     def at(step: str) -> None:
         if progress:

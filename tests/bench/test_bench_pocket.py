@@ -13,6 +13,7 @@ from musae_jax.bench.pocket_report import HEADS, pocket_markdown, pocket_rows
 from musae_jax.bench.samples import chroma_entropy, diatonic_mass, onset_rate
 from musae_jax.compose.composer import compose
 from musae_jax.compose.render import render
+from musae_jax.validation.judge import PARTS, columns, hear
 
 SMALL = PocketBench(
     held_out_clips=8, training_clips=8, recurrent_steps=3, samples=8, prompts=32, judge_clips=64,
@@ -107,3 +108,17 @@ def test_the_command_prints_the_table_and_writes_the_figures(monkeypatch, figure
     assert cli.main(["bench", "pocket", "--json", str(tmp_path / "pocket.json")]) in (0, None)
     assert "| tempo as asked, 32 prompts |" in capsys.readouterr().out
     assert json.loads((tmp_path / "pocket.json").read_text()) == figures
+
+
+def test_too_few_prompts_are_refused(capsys):
+    assert cli.main(["bench", "pocket", "--prompts", "0"]) == 2
+    assert "--prompts is 0; it must be 32 or more" in capsys.readouterr().err
+
+
+def test_parts_are_where_they_are_heard():
+    """A quieter copy moves the mean loudness, and leaves the chroma where it is."""
+    audio = tones([60, 64, 67, 72])
+    loud, soft = (np.asarray(hear(gain * audio))[0] for gain in (1.0, 0.5))
+    assert len(loud) == sum(PARTS.values())
+    assert np.abs(loud - soft)[columns("chroma")].max() < 1e-3
+    assert np.abs(loud - soft)[columns("loudness")][0] > 0.2  # dB, damped by the floor
