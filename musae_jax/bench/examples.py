@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from musae_jax.audio.io import write_audio
-from musae_jax.bench.samples import in_batches
+from musae_jax.batching import in_batches
 from musae_jax.compose.captions import write_caption
 from musae_jax.compose.render import render
 from musae_jax.explorer.pictures import HOP, MELS, mel_picture, palette

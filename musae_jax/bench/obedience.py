@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import scipy.stats
 
-from musae_jax.bench.samples import in_batches
+from musae_jax.batching import in_batches
 from musae_jax.compose.captions import write_caption
 from musae_jax.compose.composer import Style, compose, sample_style
 from musae_jax.compose.concepts import BACKINGS, LEADS, PITCH_CLASSES, tempo_of

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from musae_jax.batching import in_batches
 from musae_jax.bench.obedience import measure_obedience
-from musae_jax.bench.samples import in_batches, measure_samples
+from musae_jax.bench.samples import measure_samples
 from musae_jax.compose.render import render
 from musae_jax.errors import MusaeError
 from musae_jax.models.encodec import EncodecDecoder, EncodecEncoder

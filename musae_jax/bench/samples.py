@@ -1,28 +1,16 @@
 """What unconditional samples sound like, beside real music through the codec and beside random codes."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from musae_jax.batching import in_batches
 from musae_jax.labels.descriptors import CHROMA_WINDOW, COLUMNS, chroma_filter, describe
 from musae_jax.models.generate import generate
 from musae_jax.models.musicgen import MusicGen, decode_codes
 from musae_jax.pocket.spectral import magnitudes
 
 DIATONIC = (0, 2, 4, 5, 7, 9, 11)
-BATCH = 8
-
-
-def in_batches(function: Any, rows: np.ndarray) -> np.ndarray:
-    """`function` over rows in batches of one shape."""
-    out = []
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        padded = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), 0)])
-        out.append(np.asarray(function(padded))[: len(part)])
-    return np.concatenate(out)
 
 
 def pitch_shares(audio: np.ndarray) -> np.ndarray:

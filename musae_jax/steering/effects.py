@@ -24,6 +24,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from musae_jax.audio.io import write_audio
+from musae_jax.batching import in_batches
 from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_path, write_json, write_json_lines
 from musae_jax.labels.descriptors import COLUMNS, describe
@@ -188,16 +189,6 @@ def generate_rows(
     return np.concatenate(done)
 
 
-def _in_batches(function: Callable[[np.ndarray], Any], array: np.ndarray, size: int) -> np.ndarray:
-    """`function` over the first axis, `size` rows at a time, the last batch padded with its last row."""
-    parts = []
-    for start in range(0, len(array), size):
-        part = array[start : start + size]
-        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
-        parts.append(np.asarray(function(padded))[: len(part)])
-    return np.concatenate(parts)
-
-
 def remeasure(mg: MusicGen, sae: SAE, audio: np.ndarray, features: Sequence[int], batch_size: int) -> np.ndarray:
     """Mean and maximum activation of features when audio [R, S] is encoded and harvested anew. -> [R, 2, F']"""
     layer, places = layer_of(sae), jnp.asarray(list(features), int)
@@ -208,7 +199,7 @@ def remeasure(mg: MusicGen, sae: SAE, audio: np.ndarray, features: Sequence[int]
         f = sae_encode(sae.config, sae.params, residuals[:, 1:])[..., places]  # [B, T, F'], without the start step
         return jnp.stack([f.mean(1), f.max(1)], 1)
 
-    return _in_batches(measure, audio, batch_size)
+    return in_batches(measure, audio, batch_size)
 
 
 def measure_effects(
@@ -247,7 +238,7 @@ def measure_effects(
     )
     cache = out / "codes" / hashlib.sha256(request.encode()).hexdigest()[:16]
     codes = generate_rows(mg, sae, rows, prompts, cache, config, maximum, progress)
-    audio = _in_batches(lambda batch: decode_codes(mg.config, mg.params, batch), codes, config.batch_size)
+    audio = in_batches(lambda batch: decode_codes(mg.config, mg.params, batch), codes, config.batch_size)
     mono = audio.mean(1) if audio.ndim == 3 else audio  # [R, S]
     rate = mg.config.sampling_rate
     judged = judge_probabilities(judge, mono, rate) if judge is not None else None
