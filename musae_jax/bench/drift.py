@@ -12,8 +12,9 @@ import numpy as np
 
 from musae_jax.bench.rows import bench_row
 from musae_jax.models.generate import generate
-from musae_jax.models.musicgen import MusicGen, encode_text, forward, tokenize
+from musae_jax.models.musicgen import MusicGen, encode_text, forward
 from musae_jax.models.precision import cast_params
+from musae_jax.models.tokens import tokenize
 
 Progress = Callable[[int, int, str], None]
 PROMPTS = ("slow piano in A minor", "fast drums and bass, no melody", "flute solo", "calm strings with a deep bass")

@@ -24,8 +24,7 @@ from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_folder, atomic_path, write_json
 from musae_jax.models.ast_front_end import FrontEnd
 from musae_jax.models.ast_table import ast_from_hf, ast_to_hf
-from musae_jax.models.checkpoints import HUB_ID
-from musae_jax.models.folder import CONFIG, INDEX, WEIGHTS, fetch, fetch_model, read_object, read_tensors, refuse
+from musae_jax.models.folder import CONFIG, INDEX, WEIGHTS, fetch_model, local_folder, read_object, read_tensors, refuse
 from musae_jax.models.hf_config import read_fields
 from musae_jax.models.t5 import ACTIVATIONS
 
@@ -235,7 +234,9 @@ def load_tagger(source: str | Path, revision: str | None = None) -> Tagger:
     Raises:
       MusaeError: nothing is there, or there are missing, misshapen or unknown tensors or attributes; it names them all.
     """
-    folder = _find(source, revision)
+    folder = local_folder(source, "or a hub id such as MIT/ast-finetuned-audioset-10-10-0.4593")
+    if folder is None:
+        folder = fetch_model(str(source), revision, extra=(PREPROCESSOR,))
     config, problems = ASTConfig.from_hf(read_object(folder / CONFIG))
     front_end, found = _read_front_end(folder, config)
     refuse(folder, problems + found, "an audio classifier")
@@ -264,20 +265,6 @@ def _write(folder: Path, tagger: Tagger) -> None:
     (folder / INDEX).unlink(missing_ok=True)
     write_json(folder / PREPROCESSOR, tagger.front_end.to_hf(tagger.config.max_length))
     write_json(folder / CONFIG, tagger.config.to_hf())
-
-
-def _find(source: str | Path, revision: str | None) -> Path:
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or not isinstance(source, str) or not HUB_ID.fullmatch(source):
-        raise MusaeError(
-            f"there is no folder {folder}; give a folder with {CONFIG} and {WEIGHTS}, or a hub id such as "
-            "MIT/ast-finetuned-audioset-10-10-0.4593"
-        )
-    folder = fetch_model(source, revision)
-    fetch(source, (PREPROCESSOR,), revision)
-    return folder
 
 
 def _read_front_end(folder: Path, config: ASTConfig) -> tuple[FrontEnd, list[str]]:

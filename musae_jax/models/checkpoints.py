@@ -5,30 +5,39 @@ prompts are to be strings, tokenizer files. The tensors are matched by the table
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from musae_jax.errors import MusaeError
-from musae_jax.files import atomic_folder, atomic_path, write_json
+from musae_jax.files import atomic_folder, write_json
 from musae_jax.models.audiocraft import CODEC, LM, is_audiocraft, read_audiocraft
 from musae_jax.models.chroma import HOP, LONGEST, WINDOW
 from musae_jax.models.decoder import CROSS_ATTENDING, PREFIXED, DecoderConfig
 from musae_jax.models.encodec import EncodecConfig
-from musae_jax.models.folder import CONFIG, INDEX, WEIGHTS, fetch, fetch_model, read_object, read_tensors, refuse
+from musae_jax.models.folder import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    fetch,
+    fetch_model,
+    local_folder,
+    read_object,
+    read_tensors,
+    refuse,
+    save_tensors,
+)
 from musae_jax.models.hf_config import GENERIC
 from musae_jax.models.melody import MelodyConfig
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig
 from musae_jax.models.musicgen_table import musicgen_from_hf, musicgen_to_hf
 from musae_jax.models.precision import DTYPES
 from musae_jax.models.t5 import T5Config
+from musae_jax.models.tokens import read_tokenizer, write_tokenizer
 
 POCKET = Path(__file__).resolve().parent.parent / "pocket" / "weights"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SHARD_BYTES = 5_000_000_000
 DECODERS = {"musicgen": CROSS_ATTENDING, "musicgen_melody": PREFIXED}  # the decoder of each kind of checkpoint
 
@@ -77,16 +86,9 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
                 f"the bundled pocket model is missing from {POCKET}; reinstall musae_jax or name another model"
             )
         return POCKET
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    folder = local_folder(source, "a hub id such as facebook/musicgen-small, or 'pocket'")
+    if folder is not None:
         return folder
-    if folder.exists():
-        raise MusaeError(f"{folder} is a file; give the folder that holds its {CONFIG} and {WEIGHTS}")
-    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
-        raise MusaeError(
-            f"there is no folder {folder}; give a folder with {CONFIG} and {WEIGHTS}, a hub id such as "
-            "facebook/musicgen-small, or 'pocket'"
-        )
     folder = fetch_model(source, revision)
     return folder if (folder / CONFIG).is_file() else fetch(source, (LM, CODEC), revision)
 
@@ -130,48 +132,21 @@ def read_config(folder: Path) -> MusicGenConfig:
     return MusicGenConfig(text=text, audio=audio, decoder=decoder, melody=melody)
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder, or None where there are no tokenizer files."""
-    if (folder / "tokenizer.json").is_file():
-        import tokenizers
-
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises bare Exception
-            raise MusaeError(
-                f"{folder / 'tokenizer.json'} cannot be read ({error}); fetch it again or remove it"
-            ) from None
-        tokenizer.no_truncation()
-        return tokenizer
-    if (folder / "spiece.model").is_file():
-        try:
-            from transformers import AutoTokenizer
-
-            return AutoTokenizer.from_pretrained(str(folder))
-        except Exception as error:  # missing sentencepiece, broken file
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise MusaeError(
-                f"{folder / 'spiece.model'} cannot be read ({reason}); add tokenizer.json, or remove it "
-                "and pass token ids"
-            ) from None
-    return None
-
-
 def _write(folder: Path, mg: MusicGen, dtype: str, shard_bytes: int) -> None:
     tensors = {key: value.astype(dtype) for key, value in musicgen_to_hf(mg.params, mg.config).items()}
     shards = _shards(tensors, shard_bytes)
     if len(shards) == 1:
-        _save(folder / WEIGHTS, tensors)
+        save_tensors(folder / WEIGHTS, tensors)
         (folder / INDEX).unlink(missing_ok=True)
     else:
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
         for name, shard in zip(names, shards, strict=True):
-            _save(folder / name, {key: tensors[key] for key in shard})
+            save_tensors(folder / name, {key: tensors[key] for key in shard})
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         size = sum(value.nbytes for value in tensors.values())
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
         (folder / WEIGHTS).unlink(missing_ok=True)
-    _write_tokenizer(folder, mg)
+    write_tokenizer(folder, mg.tokenizer, mg.config.text)
     c = mg.config.decoder
     write_json(
         folder / "generation_config.json",
@@ -241,25 +216,3 @@ def _shards(tensors: Mapping[str, np.ndarray], limit: int) -> list[list[str]]:
         shards[-1].append(key)
         size += tensors[key].nbytes
     return shards
-
-
-def _save(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    # save_file writes the bytes in memory order: arrays must be contiguous. "pt" is what transformers asks for.
-    with atomic_path(path) as temporary:
-        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, temporary, {"format": "pt"})
-
-
-def _write_tokenizer(folder: Path, mg: MusicGen) -> None:
-    if mg.tokenizer is None:
-        return
-    if not hasattr(mg.tokenizer, "encode_batch"):
-        mg.tokenizer.save_pretrained(str(folder))
-        return
-    with atomic_path(folder / "tokenizer.json") as temporary:
-        mg.tokenizer.save(str(temporary))
-    names = {"pad_token": mg.config.text.pad_token_id, "eos_token": mg.config.text.eos_token_id}
-    tokens = {name: mg.tokenizer.id_to_token(number) for name, number in names.items()}
-    write_json(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", **{name: token for name, token in tokens.items() if token}},
-    )

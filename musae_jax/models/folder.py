@@ -6,19 +6,23 @@ Nothing is ever unpickled: `.bin` files are read by `torch_file`, which runs no 
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from musae_jax.errors import MusaeError
+from musae_jax.files import atomic_path
 from musae_jax.torch_file import read_torch_file
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 # What safetensors calls the types that weights come in.
 _DTYPES = {
@@ -68,9 +72,25 @@ def fetch(hub_id: str, patterns: Iterable[str], revision: str | None = None) -> 
         ) from None
 
 
-def fetch_model(hub_id: str, revision: str | None = None) -> Path:
+def local_folder(source: str | Path, examples: str) -> Path | None:
+    """The folder that is meant, or None where `source` has the form of a hub id; `examples` are told to who errs.
+
+    Raises:
+      MusaeError: it is neither.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise MusaeError(f"{folder} is a file; give the folder that holds its {CONFIG} and {WEIGHTS}")
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
+        raise MusaeError(f"there is no folder {folder}; give a folder with {CONFIG} and {WEIGHTS}, {examples}")
+    return None
+
+
+def fetch_model(hub_id: str, revision: str | None = None, extra: Iterable[str] = ()) -> Path:
     """As `fetch`, for a model in the Hugging Face layout: safetensors where the repository has them, else `.bin`."""
-    folder = fetch(hub_id, (CONFIG, "model*.safetensors", INDEX, *TOKENIZER_FILES), revision)
+    folder = fetch(hub_id, (CONFIG, "model*.safetensors", INDEX, *TOKENIZER_FILES, *extra), revision)
     if (folder / CONFIG).is_file() and not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         folder = fetch(hub_id, ("pytorch_model*.bin", PICKLED_INDEX), revision)
     return folder
@@ -154,6 +174,13 @@ def read_tensors(folder: Path, shapes_only: bool = False) -> tuple[dict[str, Any
             if key not in tensors
         ]
     return tensors, problems
+
+
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file, atomically."""
+    # save_file writes the bytes in memory order: arrays must be contiguous. "pt" is what transformers asks for.
+    with atomic_path(path) as temporary:
+        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, temporary, {"format": "pt"})
 
 
 def _read_safetensors(path: Path) -> dict[str, Stored]:

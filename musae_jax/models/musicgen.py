@@ -19,6 +19,7 @@ from musae_jax.models.delay import apply_delay
 from musae_jax.models.edits import Edits, prepare_edits
 from musae_jax.models.melody import MelodyConfig, prefix_states
 from musae_jax.models.t5 import T5Config, T5Encoder
+from musae_jax.models.tokens import tokenize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,24 +132,6 @@ def encode_text(mg: MusicGen, texts: Sequence[str] | Any, mask: Any = None) -> T
     if mask.shape != ids.shape:
         raise MusaeError(f"the mask has shape {mask.shape} and the token ids {ids.shape}; give both as [B, L]")
     return text_states(mg.config, mg.params, ids, mask.astype(jnp.int32))
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str], padding: int, multiple: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and mask, int32 [B, L], from a `tokenizers.Tokenizer` or a transformers tokenizer."""
-    texts = list(texts)
-    if hasattr(tokenizer, "encode_batch"):
-        tokenizer.no_padding()
-        rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    else:
-        rows = tokenizer(texts)["input_ids"]
-    length = max(1, *map(len, rows))
-    length += -length % multiple
-    ids = np.full((len(rows), length), padding, np.int32)
-    mask = np.zeros((len(rows), length), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return ids, mask
 
 
 def forward(

@@ -16,7 +16,8 @@ import optax
 import optax.contrib
 
 from musae_jax.models.delay import delayed_targets
-from musae_jax.models.musicgen import MusicGenConfig, TextStates, forward, random_musicgen, text_states, tokenize
+from musae_jax.models.musicgen import MusicGenConfig, TextStates, forward, random_musicgen, text_states
+from musae_jax.models.tokens import tokenize
 from musae_jax.pocket.corpus import caption, composition
 from musae_jax.pocket.loop import train_loop
 from musae_jax.pocket.schedule import warm_stable_decay

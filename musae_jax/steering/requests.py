@@ -5,7 +5,7 @@ from pathlib import Path
 
 from musae_jax.errors import MusaeError
 from musae_jax.files import read_json
-from musae_jax.models.checkpoints import HUB_ID
+from musae_jax.models.folder import HUB_ID
 from musae_jax.sae.formats import load_sae
 from musae_jax.sae.hub import run_saes
 from musae_jax.sae.sae import SAE
