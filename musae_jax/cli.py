@@ -129,6 +129,25 @@ class TrainPocketFlags:
     """Composed clips of ten seconds to train on."""
 
 
+@dataclass(frozen=True)
+class TrainEarsFlags:
+    """Trains the bundled tagger and CLAP anew, on composed music. Killed and started again, it goes on.
+
+    musae train-ears --work work --out ears
+    """
+
+    work: Path
+    """Folder for the corpus, checkpoints and logs."""
+    out: Path
+    """Folder for the two finished models, tagger/ and clap/, in the Hugging Face layout."""
+    clips: int = 6400
+    """Composed clips of ten seconds to train on."""
+    tagger_steps: int = 3000
+    """Steps of the tagger."""
+    clap_steps: int = 2000
+    """Steps of CLAP."""
+
+
 def run_verb(config: RunConfig) -> str:
     from musae_jax.progress import progress_bar
     from musae_jax.run import STAGES, begin_run, is_done, run_stage
@@ -253,6 +272,25 @@ def train_pocket_verb(flags: TrainPocketFlags) -> str:
     return str(flags.out)
 
 
+def train_ears_verb(flags: TrainEarsFlags) -> str:
+    from musae_jax.models.ast import save_tagger
+    from musae_jax.models.checkpoints import load_musicgen
+    from musae_jax.models.clap_checkpoints import save_clap
+    from musae_jax.pocket.clap import ClapTraining
+    from musae_jax.pocket.tagger import TaggerTraining
+    from musae_jax.pocket.train_ears import EarTraining, train_ears
+    from musae_jax.progress import progress_bar
+
+    training = EarTraining(
+        clips=flags.clips, tagger=TaggerTraining(steps=flags.tagger_steps), clap=ClapTraining(steps=flags.clap_steps)
+    )
+    with progress_bar("ears", console) as progress:
+        tagger, clap = train_ears(flags.work, load_musicgen("pocket"), training, progress)
+    save_tagger(flags.out / "tagger", tagger)
+    save_clap(flags.out / "clap", clap)
+    return str(flags.out)
+
+
 VERBS = {
     "run": Verb(RunConfig, run_verb, "the whole road; alone: the pocket model on composed music"),
     "compose": Verb(ComposeFlags, compose_verb, "render labelled music"),
@@ -267,6 +305,7 @@ VERBS = {
     "info": Verb(InfoFlags, info_verb, "what a checkpoint, store, SAE or run is"),
     "doctor": Verb(DoctorFlags, doctor_verb, "versions, devices, what is missing"),
     "train-pocket": Verb(TrainPocketFlags, train_pocket_verb, "train the bundled model anew"),
+    "train-ears": Verb(TrainEarsFlags, train_ears_verb, "train the bundled tagger and CLAP anew"),
     **{f"bench {name}": verb for name, verb in BENCHES.items()},
 }
 

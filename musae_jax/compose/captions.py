@@ -4,10 +4,12 @@ A caption mentions some of what is true and nothing that is not. Drums and the l
 mentioned, the rest about half of the time, in shuffled order.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from musae_jax.compose.composer import Style
-from musae_jax.compose.concepts import PITCH_CLASSES, tempo_of
+from musae_jax.compose.concepts import BASS, DRUM_PATTERNS, LEADS, MODES, PITCH_CLASSES, SIXTEENTHS, TONICS, tempo_of
 
 _TEMPO_WORDS = {
     6: ("fast", "quick", "lively"),
@@ -86,3 +88,37 @@ def write_caption(style: Style, rng: np.random.Generator, complete: bool = False
         extras.append(pick(("no drums", "without drums")))
     rng.shuffle(extras)
     return ", ".join([caption, *extras])
+
+
+def _phrases() -> dict[str, tuple[str, ...]]:
+    keys = {f"key: {PITCH_CLASSES[t]} {m}": (f"in {PITCH_CLASSES[t]} {m}",) for t in TONICS for m in MODES}
+    return {
+        **{f"instrument: {i.name}": (i.name,) for i in (*LEADS, BASS)},
+        "drums: any": ("drums", "with drums"),
+        **{f"drums: {name}": _DRUM_WORDS[name] for name in DRUM_PATTERNS},
+        **{f"tempo: {tempo_of(s):.0f} bpm": (f"{tempo_of(s):.0f} bpm", *_TEMPO_WORDS[s]) for s in SIXTEENTHS},
+        "metre: three four": ("waltz", "three four time"),
+        **keys,
+        **{f"mode: {mode}": (mode,) for mode in MODES},
+        **{f"register: {name}": words for name, words in _REGISTER_WORDS.items()},
+        **{f"dynamics: {name}": words for name, words in _DYNAMIC_WORDS.items()},
+        **{f"articulation: {name}": words for name, words in _ARTICULATION_WORDS.items()},
+        "texture: solo melody": ("melody solo", "a melody alone"),
+        "texture: chords alone": ("only chords", "chords alone"),
+        "texture: melody and bass": ("melody and bass", "melody with bass"),
+        "texture: melody and chords": ("melody with chords", "melody over chords"),
+        "texture: full band": ("full band",),
+        **{f"rhythm: {name}": words for name, words in _RHYTHM_WORDS.items()},
+        **{f"chord pattern: {name}": words for name, words in _PATTERN_WORDS.items()},
+    }
+
+
+PHRASES = _phrases()  # what captions say of a concept, by its name; of some they say nothing
+
+
+def write_phrases(concepts: Sequence[str], rng: np.random.Generator) -> str:
+    """Some of what is true of a clip, such as "flute, in D minor, slow": one phrase each for a few of the `concepts`
+    that hold, in any order."""
+    known = [name for name in concepts if name in PHRASES]
+    chosen = rng.permutation(len(known))[: rng.integers(1, 6)]
+    return ", ".join(PHRASES[known[i]][rng.integers(len(PHRASES[known[i]]))] for i in chosen)
