@@ -42,12 +42,12 @@ def detections(hearing: Hearing, firing: Firing) -> np.ndarray:
     """AUROC [F, C] of every concept for every feature, NaN where a feature is silent or never so."""
     _same_clips(hearing, firing)
     result = np.empty((len(firing.features), len(hearing.concepts)))
-    for framed in (False, True):
-        columns = np.flatnonzero(hearing.framed == framed)
-        if len(columns):
-            heard, fires = (hearing.parts[:, :, columns], firing.parts) if framed else (
-                hearing.clips[:, None, columns], firing.clips[:, None])  # fmt: skip
-            ranks = rank(heard.reshape(-1, len(columns)))
+    sides = ((~hearing.framed, hearing.clips[:, None], firing.clips[:, None]),
+             (hearing.framed, hearing.parts, firing.parts))  # fmt: skip
+    for columns, heard, fires in sides:
+        heard = heard[..., columns] if heard.shape[2] > columns.sum() else heard
+        if columns.any():
+            ranks = rank(heard.reshape(-1, heard.shape[2]))
             result[:, columns] = auroc_from_ranks(ranks, fires.reshape(-1, fires.shape[2])).T
     return result
 

@@ -4,14 +4,18 @@ Truth, descriptors, tagger and CLAP all say what they hear in this one form, so 
 judge names that another gave. Scores of different concepts are never compared with each other, only ranked among clips.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from musae_jax.errors import MusaeError
 from musae_jax.features.firing import PARTS, mean_of_shares
+from musae_jax.files import atomic_path
 from musae_jax.labels.naming import Concept, Truth
 
 
@@ -21,10 +25,10 @@ class Hearing:
 
     Attributes:
       clips: float32 [n, C], of the whole clip.
-      parts: float32 [n, W, C], of each of W equal shares of it; the columns of concepts that hold for whole clips are
-        never read.
-      hears: how strongly a name outside the vocabulary is heard, [n, W'] (W' = 1: of whole clips only); a source that
-        understands any text (CLAP) has it.
+      parts: float32 [n, W, C'], of each of W equal shares of it, for the C' concepts of level "frame" in their order.
+      embedding: float32 [n, E], where the source has one of the sound as a whole: what sounds alike is near.
+      hears: of a name that is no concept of the source, how strongly it is heard, [n], or None if it means nothing to
+        the source. One that understands any text (CLAP) has it.
     """
 
     source: str
@@ -32,13 +36,15 @@ class Hearing:
     concepts: tuple[Concept, ...]
     clips: np.ndarray
     parts: np.ndarray
-    hears: Callable[[str], np.ndarray] | None = None
+    embedding: np.ndarray | None = None
+    hears: Callable[[str], np.ndarray | None] | None = None
 
     def __post_init__(self):
-        n, c = len(self.clip_ids), len(self.concepts)
-        if self.clips.shape != (n, c) or (self.parts.shape[0], self.parts.shape[2]) != (n, c):
+        n, framed = len(self.clip_ids), int(self.framed.sum())
+        if self.clips.shape != (n, len(self.concepts)) or (self.parts.shape[0], self.parts.shape[2]) != (n, framed):
             raise ValueError(
-                f"{self.source}: {self.clips.shape} and {self.parts.shape} are not {n} clips, {c} concepts"
+                f"{self.source} hears {len(self.concepts)} concepts, {framed} of them in parts, in {n} clips, but its "
+                f"scores are {self.clips.shape} and {self.parts.shape}"
             )
 
     @cached_property
@@ -53,22 +59,65 @@ class Hearing:
 
     def of(self, concept: int) -> np.ndarray:
         """What is heard of one concept: [n, 1] of whole clips, or [n, W] if it comes and goes."""
-        return self.parts[:, :, concept] if self.framed[concept] else self.clips[:, [concept]]
+        if self.framed[concept]:
+            return self.parts[:, :, self.framed[:concept].sum()]
+        return self.clips[:, [concept]]
 
     def subset(self, clip_ids: Sequence[str]) -> "Hearing":
-        """The same of some of the clips, in the order given; `hears` is not carried over.
-
-        Raises `MusaeError` if a clip is unknown.
-        """
+        """The same of some of the clips, in the order given. Raises `MusaeError` if a clip is unknown."""
         place = {clip: n for n, clip in enumerate(self.clip_ids)}
         missing = [clip for clip in clip_ids if clip not in place]
         if missing:
-            raise MusaeError(f"{self.source} has not heard the clip {missing[0]}; run `musae label` again")
-        rows = [place[clip] for clip in clip_ids]
-        return Hearing(self.source, tuple(clip_ids), self.concepts, self.clips[rows], self.parts[rows])
+            raise MusaeError(f"the source {self.source} has not heard the clip {missing[0]}; run `musae label` again")
+        rows = np.asarray([place[clip] for clip in clip_ids], int)
+
+        def hears(name: str) -> np.ndarray | None:
+            heard = self.hears(name)
+            return None if heard is None else heard[rows]
+
+        return replace(
+            self,
+            clip_ids=tuple(clip_ids),
+            clips=self.clips[rows],
+            parts=self.parts[rows],
+            embedding=None if self.embedding is None else self.embedding[rows],
+            hears=hears if self.hears else None,
+        )
 
 
 def hear_truth(truth: Truth, parts: int = PARTS) -> Hearing:
     """The composer's truth in the form of a source: how much of the clip, or of a share of it, has the concept."""
-    pooled = mean_of_shares(truth.active, parts)
-    return Hearing("truth", truth.clip_ids, truth.concepts, truth.active.mean(1, dtype=np.float32), pooled)
+    framed = [c for c, concept in enumerate(truth.concepts) if concept.level == "frame"]
+    return Hearing(
+        "truth",
+        truth.clip_ids,
+        truth.concepts,
+        truth.active.mean(1, dtype=np.float32),
+        mean_of_shares(truth.active[:, :, framed], parts),
+    )
+
+
+def save_hearing(path: str | Path, hearing: Hearing) -> None:
+    """Writes one safetensors file; `hears` is not kept."""
+    arrays = {"clips": hearing.clips, "parts": hearing.parts}
+    if hearing.embedding is not None:
+        arrays["embedding"] = hearing.embedding
+    note = {
+        "source": hearing.source,
+        "clip_ids": "\n".join(hearing.clip_ids),
+        "concepts": "\n".join(f"{c.level}\t{c.family}\t{c.name}" for c in hearing.concepts),
+    }
+    with atomic_path(path) as temporary:
+        save_file({name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}, temporary, note)
+
+
+def load_hearing(path: str | Path) -> Hearing:
+    """Reads what `save_hearing` wrote."""
+    if not Path(path).exists():
+        raise MusaeError(f"{path} is missing; run `musae label` first")
+    with safe_open(path, "np") as file:
+        note: Mapping[str, str] = file.metadata()
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    rows = [line.split("\t") for line in note["concepts"].splitlines()]
+    concepts = tuple(Concept(name, family, level) for level, family, name in rows)
+    return Hearing(note["source"], tuple(note["clip_ids"].splitlines()), concepts, **arrays)
