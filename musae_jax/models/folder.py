@@ -93,14 +93,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def refuse(folder: Path, problems: list[str], most: int = 12) -> None:
+def refuse(folder: Path, problems: list[str], what: str = "a MusicGen", most: int = 12) -> None:
     """Raises one `MusaeError` with the problems of a checkpoint, if there are any; of a long list, the first `most`."""
     if not problems:
         return
     listed = [*problems[:most], *([f"and {len(problems) - most} more"] if len(problems) > most else [])]
     # Names out of somebody else's file: they may hold newlines or a terminal's control characters.
     text = "".join(letter if letter.isprintable() else "?" for letter in "; ".join(listed))
-    raise MusaeError(f"{folder} is not a MusicGen that musae_jax can read ({len(problems)} found): {text}")
+    raise MusaeError(f"{folder} is not {what} that musae_jax can read ({len(problems)} found): {text}")
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
