@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from musae_jax.bench.heat_map import draw_heat_map, write_heat_map
-from musae_jax.validation.evidence import corrected, interval
+from musae_jax.labels.evidence import corrected, interval
 from musae_jax.validation.finding import FOUND, Finding, Panel
 from musae_jax.validation.splitting import Split
 

@@ -13,7 +13,7 @@ import numpy as np
 from musae_jax.features.firing import Firing
 from musae_jax.labels.auroc import auroc_from_ranks, rank
 from musae_jax.labels.hearing import Hearing
-from musae_jax.validation.evidence import bootstrap_auroc, p_value, ranks_of, shuffled_auroc
+from musae_jax.labels.evidence import bootstrap_auroc, p_value, ranks_of, shuffled_auroc
 
 
 @dataclass(frozen=True)

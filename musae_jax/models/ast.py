@@ -6,6 +6,7 @@ labels and their front ends (`ast_front_end`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def tag_logits(config: ASTConfig, params: Mapping[str, Any], mel: jax.Array) -> 
     return ASTClassifier(config).apply({"params": params}, mel)
 
 
-@jax.jit(static_argnums=0)
+@functools.partial(jax.jit, static_argnames=("config",))
 def _probabilities(config: ASTConfig, params: Mapping[str, Any], mel: jax.Array) -> jax.Array:
     logits = tag_logits(config, params, mel)
     return jax.nn.softmax(logits) if config.problem_type == SINGLE else jax.nn.sigmoid(logits)

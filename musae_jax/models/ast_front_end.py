@@ -15,9 +15,10 @@ AST, MAEST = "ASTFeatureExtractor", "MAESTFeatureExtractor"
 # Mean and deviation over Discogs as MAEST's authors publish them in their code; taken where a
 # preprocessor_config.json does not state its own, and not checked against any published file.
 MAEST_DEFAULTS = {"num_mel_bins": 96, "mean": 2.06755686098554, "std": 1.268292820667291}
-# Keys that change nothing: both extractors pad with zeros on the right, to the length that the model's config states.
+# Keys that change nothing: both extractors pad with zeros on the right, to the length that the model's config states;
+# window and filters follow from the rest.
 _IGNORED = ("auto_map", "feature_size", "max_length", "padding_side", "padding_value", "processor_class")
-_IGNORED += ("return_attention_mask",)
+_IGNORED += ("return_attention_mask", "window", "mel_filters", "mel_fb")
 
 
 @dataclasses.dataclass(frozen=True)

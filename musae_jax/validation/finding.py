@@ -19,7 +19,7 @@ from musae_jax.labels.auroc import auroc
 from musae_jax.labels.naming import MINIMUM_CLIPS, Scores, Truth, score_concepts, shuffles
 from musae_jax.labels.truth import best_features
 from musae_jax.sae.matching import match_one_to_one
-from musae_jax.validation.evidence import (
+from musae_jax.labels.evidence import (
     best_threshold,
     bootstrap_auroc,
     clip_weights,

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse
 
 from musae_jax.features.activity import Activity
-from musae_jax.validation.evidence import best_threshold, f1_score
+from musae_jax.labels.evidence import best_threshold, f1_score
 from musae_jax.validation.finding import HALVES, Finding, Panel, correlations, values_of
 
 GAIN = 0.03  # of F1 that a further part must add

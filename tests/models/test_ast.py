@@ -27,7 +27,7 @@ from musae_jax.models.ast_front_end import MAEST, FrontEnd
 # Odd everywhere: strides that differ, patches that do not fill the image, an odd window, no biases in the attention.
 ODD = ASTConfig(
     hidden_size=21,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     num_attention_heads=3,
     intermediate_size=34,
     hidden_act="relu",
@@ -84,9 +84,9 @@ def test_logits_match_transformers_and_do_not_need_jit(pair):
     mel = noise(3, config.max_length, config.num_mel_bins)
     expected = theirs(model, mel)
     assert np.abs(expected).max() > 0.1
-    found = tag_logits(config, tagger.params, mel)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(logits(config, tagger.params, mel), found, atol=1e-6)
+    np.testing.assert_allclose(logits(config, tagger.params, mel), expected, atol=1e-5)
+    if config == ODD:  # op by op, slow to start
+        np.testing.assert_allclose(tag_logits(config, tagger.params, mel), expected, atol=1e-5)
 
 
 def test_saved_folder_is_the_one_that_was_read_and_transformers_reads_it(pair, tmp_path):
@@ -127,7 +127,7 @@ def test_every_bad_tensor_is_named_in_one_error(tmp_path):
     tensors = load_file(path)
     del tensors["classifier.dense.bias"]
     tensors["audio_spectrogram_transformer.layernorm.weight"] = noise(4)
-    tensors["audio_spectrogram_transformer.encoder.layer.3.output.dense.bias"] = noise(21)
+    tensors["audio_spectrogram_transformer.encoder.layer.2.output.dense.bias"] = noise(21)
     tensors["audio_spectrogram_transformer.encoder.layer.0.attention.attention.key.bias"] = noise(21)
     tensors["classifier.layernorm.bias"] = np.full(21, np.nan, np.float32)
     tensors["classifier.layernorm.weight"] = np.ones(21, np.int32)
@@ -135,7 +135,7 @@ def test_every_bad_tensor_is_named_in_one_error(tmp_path):
     with pytest.raises(MusaeError, match="audio classifier") as error:
         load_tagger(tmp_path)
     for part in (
-        "classifier.dense.bias is missing", "layernorm.weight has shape (4,)", "encoder.layer.3.output.dense.bias has no",
+        "classifier.dense.bias is missing", "layernorm.weight has shape (4,)", "layer.2.output.dense.bias has no place",
         "layer.0.attention.attention.key.bias has no place", "classifier.layernorm.bias has values",
         "classifier.layernorm.weight holds int32", "6 found",
     ):  # fmt: skip
@@ -256,7 +256,7 @@ def test_tags_are_mean_probabilities_of_windows_however_they_are_batched():
     np.testing.assert_allclose(found, np.stack(expected), atol=1e-6)
     np.testing.assert_array_equal(found, tag(tagger, audio, 16000))
     np.testing.assert_allclose(tag(tagger, np.concatenate([audio, audio]), 16000)[5:], found, atol=1e-6)
-    assert np.isfinite(tag(tagger, np.zeros((1, 100)), 16000)).all()  # silence shorter than a frame
+    assert np.isfinite(tag(tagger, np.zeros((8, 100)), 16000)).all()  # silence shorter than a frame
 
 
 def test_one_class_of_several_sums_to_one_and_other_rates_are_resampled():

@@ -6,7 +6,7 @@ import scipy.stats
 
 from musae_jax.labels.auroc import auroc
 from musae_jax.labels.naming import shuffles
-from musae_jax.validation.evidence import (
+from musae_jax.labels.evidence import (
     best_threshold,
     bootstrap_auroc,
     clip_weights,
