@@ -29,7 +29,7 @@ from musae_jax.features.exemplars import find_exemplars, save_clips, save_exempl
 from musae_jax.features.statistics import FilterConfig, feature_statistics, load_statistics, save_statistics
 from musae_jax.files import read_json, read_json_lines, write_json, write_json_lines
 from musae_jax.labels.descriptors import describe_clips, name_by_descriptors
-from musae_jax.labels.naming import Truth
+from musae_jax.labels.scores import Truth
 from musae_jax.labels.truth import gather_truth, measure_truth, name_by_truth, summarise_table, truth_table
 from musae_jax.mesh import first_process, make_mesh
 from musae_jax.models.checkpoints import load_musicgen

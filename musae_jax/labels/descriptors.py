@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from musae_jax.features.activity import Activity
-from musae_jax.labels.naming import MINIMUM_CLIPS, Concept, Truth, choose_names, name_rows, score_concepts
+from musae_jax.labels.scores import MINIMUM_CLIPS, Concept, Truth, choose_names, name_rows, score_concepts
 
 SOURCE = "descriptors"
 RATE = 16000  # Hz; audio at other rates is resampled first

@@ -12,8 +12,8 @@ import numpy as np
 
 from musae_jax.features.firing import Firing
 from musae_jax.labels.auroc import auroc_from_ranks, rank
-from musae_jax.labels.hearing import Hearing
 from musae_jax.labels.evidence import bootstrap_auroc, p_value, ranks_of, shuffled_auroc
+from musae_jax.labels.hearing import Hearing
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ def detect(
     heard: np.ndarray,
     fires: np.ndarray,
     orders: np.ndarray,
-    weights: np.ndarray,
+    weights: np.ndarray | None = None,
     near: np.ndarray | None = None,
 ) -> Detection:
     """What is heard [n, W] against where a feature fires, bool [n, W]; W is 1 for what holds for whole clips.
 
-    `orders` [R, n] exchange clips (`naming.shuffles`), `weights` [B, n] draw them, `near` bool [n] are the clips that
-    count as near misses.
+    `orders` [R, n] exchange clips (`scores.shuffles`), `weights` [B, n] draw them (without: no draws), `near` bool [n]
+    are the clips that count as near misses.
     """
     ranks = ranks_of(heard)
     found, *null = shuffled_auroc(ranks, fires, np.vstack([np.arange(len(fires)), orders]))
@@ -104,7 +104,7 @@ def detect(
         null_mean=float(np.nanmean(null)),
         null_p95=float(np.nanquantile(null, 0.95)),
         p=p_value(found, null),
-        draws=bootstrap_auroc(ranks, fires, weights),
+        draws=np.zeros(0) if weights is None else bootstrap_auroc(ranks, fires, weights),
         firing=int(fires.any(1).sum()),
         clips=len(fires),
     )

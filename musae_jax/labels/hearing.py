@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from musae_jax.errors import MusaeError
 from musae_jax.features.firing import PARTS, mean_of_shares
 from musae_jax.files import atomic_path
-from musae_jax.labels.naming import Concept, Truth
+from musae_jax.labels.scores import Concept, Truth
 
 
 @dataclass(frozen=True)

@@ -1,209 +1,93 @@
-"""Which concept a feature tells of: chosen on one half of the tracks, scored on the other, beside a null.
+"""Names for features: the concept that a source hears where a feature fires, and not elsewhere.
 
-The same functions serve every source of concepts (the composer's truth, signal descriptors) and every dictionary (SAE
-features, raw neurons, the features of an SAE on a model with random weights), so that their scores can be compared.
-
-The null: the clips' truth is exchanged between tracks, whole clips at a time, so that what happens inside a clip keeps
-its shape. Naming is repeated on the shuffled clips of the scoring half *without* holding anything out, so a name must
-beat the best of all concepts found by luck.
+Every source names in the same way, so that their names can be compared: chosen on one half of the tracks, scored on the
+other beside a null. That score is the source's own opinion of its own names; `validation` lets another source judge.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import flax.struct
 import numpy as np
-import scipy.sparse
 
-from musae_jax.errors import MusaeError
-from musae_jax.features.activity import Activity, Pooling
-from musae_jax.labels.auroc import Ranks, auroc_from_ranks, rank
+from musae_jax.features.firing import Firing
+from musae_jax.labels.detection import best_names, detect, fires_as
+from musae_jax.labels.evidence import corrected
+from musae_jax.labels.hearing import Hearing
+from musae_jax.labels.scores import shuffles
 
-MINIMUM_CLIPS = 4  # a concept is judged when at least this many clips of each half have it, and as many lack it
-
-
-@dataclass(frozen=True)
-class Concept:
-    """`name` is "family: value"; `level` is "clip" (constant over a clip) or "frame" (at 50 Hz)."""
-
-    name: str
-    family: str
-    level: str = "clip"
+LEVEL = 0.05  # the share of false names among those that pass
+CANDIDATES = 3
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What is true of n clips: `active` bool [n, T, C]; T is 1 when every concept is clip-level."""
-
-    clip_ids: tuple[str, ...]
-    concepts: tuple[Concept, ...]
-    active: np.ndarray
-
-
-@flax.struct.dataclass
-class Scores:
-    """AUROC of F features for C concepts on both halves, and under R shuffles of the clips. NaN: cannot be judged."""
-
-    label: np.ndarray  # [F, C] on the half on which names are chosen
-    score: np.ndarray  # [F, C] on the held-out half
-    label_null: np.ndarray  # [R, F, C]
-    score_null: np.ndarray  # [R, F, C]
-    label_error: np.ndarray  # [C] standard error of the AUROC of a feature that knows nothing, n counted in clips
-    score_error: np.ndarray  # [C]
-    positives: np.ndarray  # [C] clips of the held-out half in which the concept occurs
-    clips: int = flax.struct.field(pytree_node=False)  # clips in the held-out half
-
-
-@flax.struct.dataclass
-class Names:
-    """The concept of each feature, -1 where there is none, with its evidence."""
-
-    concept: np.ndarray  # [F] column of the truth
-    label: np.ndarray  # [F] AUROC on the half that chose it
-    score: np.ndarray  # [F] AUROC on the held-out half
-    null: np.ndarray  # [R, F] AUROC of the best concept on shuffled clips of the held-out half
-
-
-def shuffles(tracks: Sequence[str], count: int, seed: int) -> np.ndarray:
-    """`count` ways to give each clip the truth of another, whole tracks exchanged. [R, n] clip numbers
-
-    Clips of one track are alike: shuffling them one by one would make the null too narrow. A track that receives from a
-    shorter one uses its clips in turn again.
-    """
-    members: dict[str, list[int]] = {}
-    for number, track in enumerate(tracks):
-        members.setdefault(track, []).append(number)
-    groups = list(members.values())
-    rng = np.random.default_rng(seed)
-    result = np.empty((count, len(tracks)), int)
-    for row in result:
-        for to, source in zip(groups, rng.permutation(len(groups))):
-            giver = groups[source]
-            row[to] = [giver[i % len(giver)] for i in range(len(to))]
-    return result
-
-
-@dataclass(frozen=True)
-class _Half:
-    """One half of the clips, ranked once for every question that follows."""
-
-    clip_ranks: Ranks
-    frame_ranks: Ranks | None
-    active: np.ndarray  # bool [m, T, C]
-    framed: np.ndarray  # bool [C]
-
-    def scores(self, order: np.ndarray | None = None) -> np.ndarray:
-        """AUROC [F, C], of the truth as it is or with clip i given the truth of clip order[i]."""
-        active = self.active if order is None else self.active[order]
-        features = len(self.clip_ranks.zero)
-        result = np.empty((features, active.shape[2]), np.float32)
-        result[:, ~self.framed] = auroc_from_ranks(self.clip_ranks, active[:, :, ~self.framed].mean(1) > 0.5)
-        if self.frame_ranks is not None:
-            frames = active[:, :, self.framed]  # [m, T, C']
-            result[:, self.framed] = auroc_from_ranks(self.frame_ranks, frames.reshape(-1, frames.shape[2]))
-        return result
-
-    def usable(self) -> np.ndarray:
-        present, absent = self.active.any(1).sum(0), (~self.active).any(1).sum(0)
-        return (present >= MINIMUM_CLIPS) & (absent >= MINIMUM_CLIPS)
-
-    def error(self) -> np.ndarray:
-        clips = len(self.active)
-        positives = np.clip(self.active.mean(1).sum(0), 1.0, max(clips - 1, 1))  # [C] clips' worth
-        return np.sqrt((clips + 1) / (12 * positives * np.maximum(clips - positives, 1)))
-
-
-def _half(activity: Activity, truth: Truth, clips: np.ndarray, rows: np.ndarray, pooling: Pooling) -> _Half:
-    framed = np.asarray([c.level == "frame" for c in truth.concepts], bool)
-    pooled = activity.pooled(pooling)[clips]
-    if scipy.sparse.issparse(activity.values):
-        pooled = scipy.sparse.csc_array(pooled)
-    frames = rank(activity.subset(clips).values) if framed.any() else None
-    length = min(truth.active.shape[1], activity.frames)
-    return _Half(rank(pooled), frames, truth.active[rows][:, :length], framed)
-
-
-def score_concepts(
-    activity: Activity,
-    truth: Truth,
-    halves: Mapping[str, str],
+def name_features(
+    hearing: Hearing,
+    label: Firing,
+    score: Firing,
+    hook: str,
+    sae: str,
     tracks: Mapping[str, str] | None = None,
-    permutations: int = 20,
+    permutations: int = 999,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
-    pooling: Pooling = "mean",
-) -> Scores:
-    """AUROC of every feature for every concept on the "label" and the "score" half, with `permutations` shuffles.
+) -> list[dict[str, Any]]:
+    """Rows of RUN/labels/labels.jsonl, one per feature that the source can name.
 
-    Clip-level concepts are scored with the activation pooled over the clip, frame-level ones with it at 50 Hz. Clips
-    that `truth` does not know are left out. `halves` gives "label" or "score" for each clip id; `tracks` its track.
-    Raises `MusaeError` when a half is empty or when truth and activations do not have the same length.
+    `label` and `score` say where the same features fire in the clips of either half. `evidence` holds the AUROC on the
+    held-out half (`score`) and on the half that chose (`label_score`), the mean and 95th percentile of `permutations`
+    exchanges of the feature's firing between tracks, the share of them that did as well (`p`), its correction over all
+    rows (`q`), the clips in which the feature fires (`positives`) of how many (`n`), and the best candidates of the half
+    that chose. `confidence` is 0 where q exceeds 5 %.
     """
-    known = {clip: row for row, clip in enumerate(truth.clip_ids)}
-    framed = any(c.level == "frame" for c in truth.concepts)
-    if framed and truth.active.shape[1] != activity.frames:
-        raise MusaeError(
-            f"the truth has {truth.active.shape[1]} frames a clip and the activations have {activity.frames}; "
-            "harvest and compose with the same number of seconds"
+    best, chosen = best_names(hearing.subset(label.clip_ids), label)
+    held_out = hearing.subset(score.clip_ids)
+    tracks = tracks or {clip: clip for clip in score.clip_ids}
+    orders = shuffles([tracks[clip] for clip in score.clip_ids], permutations, seed)
+    named = np.flatnonzero((best >= 0) & score.told)
+    rows = []
+    for done, place in enumerate(named, start=1):
+        concept = int(best[place])
+        found = detect(held_out.of(concept), fires_as(score, place, bool(hearing.framed[concept])), orders)
+        ranked = np.argsort(-np.nan_to_num(chosen[place], nan=-1.0), kind="stable")[:CANDIDATES]
+        evidence = {
+            "metric": "AUROC",
+            "level": hearing.concepts[concept].level,
+            "score": round(found.auroc, 4),
+            "label_score": round(float(chosen[place, concept]), 4),
+            "null_mean": round(found.null_mean, 4),
+            "null_p95": round(found.null_p95, 4),
+            "p": round(found.p, 5),
+            "n": found.clips,
+            "positives": found.firing,
+            "candidates": [
+                {"name": hearing.concepts[c].name, "label_score": round(float(chosen[place, c]), 4)}
+                for c in ranked.tolist()
+                if np.isfinite(chosen[place, c])
+            ],
+        }
+        rows.append(
+            {
+                "hook": hook,
+                "sae": sae,
+                "feature": label.features[place],
+                "source": hearing.source,
+                "name": hearing.concepts[concept].name,
+                "confidence": 0.0,
+                "evidence": evidence,
+            }
         )
-    sides = []
-    for half in ("label", "score"):
-        clips = np.asarray([n for n, c in enumerate(activity.clip_ids) if c in known and halves[c] == half], int)
-        if len(clips) < 2:
-            raise MusaeError(
-                f'the "{half}" half of the corpus has {len(clips)} clips with truth, but 2 are needed; use more tracks'
-            )
-        rows = np.asarray([known[activity.clip_ids[c]] for c in clips])
-        names = [activity.clip_ids[c] for c in clips]
-        orders = shuffles([tracks[c] if tracks else c for c in names], permutations, seed + (half == "score"))
-        sides.append((_half(activity, truth, clips, rows, pooling), orders))
-    (label, label_orders), (score, score_orders) = sides
-    shape = (permutations, activity.features, len(truth.concepts))
-    nulls = np.empty((2, *shape), np.float32)
-    for number in range(permutations):
-        nulls[0, number] = label.scores(label_orders[number])
-        nulls[1, number] = score.scores(score_orders[number])
-        if progress:
-            progress(number + 1, permutations, "shuffles")
-    result = Scores(
-        label=label.scores(),
-        score=score.scores(),
-        label_null=nulls[0],
-        score_null=nulls[1],
-        label_error=label.error(),
-        score_error=score.error(),
-        positives=score.active.any(1).sum(0),
-        clips=len(score.active),
-    )
-    unusable = ~(label.usable() & score.usable())
-    for array in (result.label, result.score, result.label_null, result.score_null):
-        array[..., unusable] = np.nan
-    return result
+        if progress and (done % 100 == 0 or done == len(named)):
+            progress(done, len(named), "names")
+    return with_confidence(rows)
 
 
-def choose_names(scores: Scores) -> Names:
-    """The best concept of each feature by AUROC on the label half, less one standard error of luck.
-
-    The standard error keeps a rare concept, with its few examples, from winning by chance. A feature that knows
-    nothing on the label half (nothing above ½) gets no name.
-    """
-    features = len(scores.label)
-    if not np.isfinite(scores.label).any():
-        empty = np.full(features, np.nan, np.float32)
-        return Names(
-            np.full(features, -1), empty, empty, np.full((len(scores.score_null), features), np.nan, np.float32)
-        )
-    concept = _best(scores.label - scores.label_error, 1)
-    rows = np.arange(features)
-    label = scores.label[rows, concept]
-    null = np.take_along_axis(scores.score_null, _best(scores.score_null - scores.score_error, 2)[..., None], 2)[..., 0]
-    return Names(np.where(label > 0.5, concept, -1), label, scores.score[rows, concept], null)
-
-
-def _best(scores: np.ndarray, axis: int) -> np.ndarray:
-    """Place of the greatest value along an axis, NaN counting as the smallest."""
-    return np.where(np.isfinite(scores), scores, -np.inf).argmax(axis)
+def with_confidence(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of one source with `q` and `confidence` filled in from all their p-values."""
+    q = corrected(np.asarray([row["evidence"]["p"] for row in rows]))
+    for row, one in zip(rows, q):
+        evidence = row["evidence"]
+        evidence["q"] = round(float(one), 5)
+        row["confidence"] = round(confidence(evidence["score"], evidence["null_p95"]), 4) if one <= LEVEL else 0.0
+    return list(rows)
 
 
 def confidence(score: float, null_p95: float) -> float:
@@ -211,55 +95,3 @@ def confidence(score: float, null_p95: float) -> float:
     if not (np.isfinite(score) and np.isfinite(null_p95)) or null_p95 >= 1:
         return 0.0
     return float(np.clip((score - null_p95) / (1 - null_p95), 0, 1))
-
-
-def name_rows(
-    scores: Scores, names: Names, truth: Truth, hook: str, sae: str, source: str, features: Sequence[int] | None = None
-) -> list[dict[str, Any]]:
-    """Rows of RUN/labels/labels.jsonl: one per named feature, with the evidence and its null.
-
-    `evidence` holds the AUROC on the held-out half (`score`) and on the half that chose the name (`label_score`), the
-    null's mean and 95th percentile, the share of shuffles that did as well (`p`), the clips scored (`n`) and those with
-    the concept (`positives`), and the three best candidates by the label half.
-    """
-    rows = []
-    ranked = np.where(np.isfinite(scores.label), scores.label - scores.label_error, -np.inf)
-    for feature in range(len(names.concept)) if features is None else features:
-        concept = int(names.concept[feature])
-        if concept < 0:
-            continue
-        score, null = float(names.score[feature]), names.null[:, feature]
-        p95 = float(np.quantile(null, 0.95)) if len(null) else 0.5
-        candidates = [
-            int(c) for c in np.argsort(-ranked[feature], kind="stable")[:3] if np.isfinite(ranked[feature, c])
-        ]
-        rows.append(
-            {
-                "hook": hook,
-                "sae": sae,
-                "feature": int(feature),
-                "source": source,
-                "name": truth.concepts[concept].name,
-                "confidence": round(confidence(score, p95), 4),
-                "evidence": {
-                    "metric": "AUROC",
-                    "level": truth.concepts[concept].level,
-                    "score": round(score, 4),
-                    "label_score": round(float(names.label[feature]), 4),
-                    "null_mean": round(float(null.mean()), 4) if len(null) else None,
-                    "null_p95": round(p95, 4),
-                    "p": round(float((1 + (null >= score).sum()) / (1 + len(null))), 4),
-                    "n": int(scores.clips),
-                    "positives": int(scores.positives[concept]),
-                    "candidates": [
-                        {
-                            "name": truth.concepts[c].name,
-                            "label_score": round(float(scores.label[feature, c]), 4),
-                            "score": round(float(scores.score[feature, c]), 4),
-                        }
-                        for c in candidates
-                    ],
-                },
-            }
-        )
-    return rows

@@ -1,4 +1,4 @@
-"""Names from the composer's truth, and the table of truth: is there a feature for each concept of the vocabulary?
+"""The composer's truth, and the table of truth: is there a feature for each concept of the vocabulary?
 
 Every concept's best feature is chosen on the "label" half of the tracks and scored on the "score" half, for the SAE,
 for the raw neurons of the same layer, and for an SAE trained on the same architecture with random weights, each beside
@@ -12,9 +12,7 @@ import numpy as np
 
 from musae_jax.errors import MusaeError
 from musae_jax.features.activity import Activity
-from musae_jax.labels.naming import Concept, Scores, Truth, choose_names, name_rows, score_concepts
-
-SOURCE = "truth"
+from musae_jax.labels.scores import Concept, Scores, Truth, score_concepts
 
 
 def gather_truth(
@@ -46,13 +44,6 @@ def gather_truth(
     if not ids:
         raise MusaeError("no clip has truth; the table of truth needs music written by `musae compose`")
     return Truth(tuple(ids), concepts, np.stack(arrays))
-
-
-def name_by_truth(
-    scores: Scores, truth: Truth, hook: str, sae: str, features: Sequence[int] | None = None
-) -> list[dict[str, Any]]:
-    """Rows for RUN/labels/labels.jsonl from scores of `score_concepts`; `features` defaults to all."""
-    return name_rows(scores, choose_names(scores), truth, hook, sae, SOURCE, features)
 
 
 def best_features(scores: Scores, signed: bool = False) -> dict[str, np.ndarray]:

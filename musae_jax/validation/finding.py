@@ -16,9 +16,6 @@ import scipy.sparse
 
 from musae_jax.features.activity import Activity, Pooling
 from musae_jax.labels.auroc import auroc
-from musae_jax.labels.naming import MINIMUM_CLIPS, Scores, Truth, score_concepts, shuffles
-from musae_jax.labels.truth import best_features
-from musae_jax.sae.matching import match_one_to_one
 from musae_jax.labels.evidence import (
     best_threshold,
     bootstrap_auroc,
@@ -28,6 +25,9 @@ from musae_jax.labels.evidence import (
     ranks_of,
     shuffled_auroc,
 )
+from musae_jax.labels.scores import MINIMUM_CLIPS, Scores, Truth, score_concepts, shuffles
+from musae_jax.labels.truth import best_features
+from musae_jax.sae.matching import match_one_to_one
 
 HALVES = ("label", "score")
 CHUNK = 128

@@ -12,7 +12,7 @@ from musae_jax.features.exemplars import find_exemplars, save_clips, save_exempl
 from musae_jax.features.statistics import feature_statistics, save_statistics
 from musae_jax.files import write_json, write_json_lines
 from musae_jax.labels.descriptors import describe_clips, name_by_descriptors
-from musae_jax.labels.naming import Concept, Truth
+from musae_jax.labels.scores import Concept, Truth
 from musae_jax.labels.truth import measure_truth, name_by_truth, summarise_table, truth_table
 from musae_jax.steering.effects import Target, summarise
 

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.sparse
 
 from musae_jax.features.activity import Activity
-from musae_jax.labels.naming import Concept, Truth
+from musae_jax.labels.scores import Concept, Truth
 
 CONCEPTS = (
     Concept("instrument: flute", "instrument", "clip"),

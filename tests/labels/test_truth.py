@@ -7,7 +7,7 @@ from planted import CONCEPTS, DEAD, FLUTE, ORGAN_SOMETIMES, QUIET_IN_C, SNARE, p
 from musae_jax.errors import MusaeError
 from musae_jax.features.activity import Activity
 from musae_jax.labels.auroc import auroc
-from musae_jax.labels.naming import choose_names, confidence, score_concepts, shuffles
+from musae_jax.labels.scores import choose_names, confidence, score_concepts, shuffles
 from musae_jax.labels.truth import (
     best_features,
     gather_truth,

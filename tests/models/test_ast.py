@@ -211,9 +211,11 @@ def test_front_end_is_chosen_by_its_file(tmp_path):
 
 def test_source_that_is_nothing_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    for source in (tmp_path / "none", "no such place/at all", tmp_path / "file"):
+    for source in (tmp_path / "none", "no such place/at all"):
         with pytest.raises(MusaeError, match="there is no folder"):
             load_tagger(source)
+    with pytest.raises(MusaeError, match="is a file; give the folder"):
+        load_tagger(tmp_path / "file")
 
 
 @pytest.mark.parametrize("samples", [300, 5000, 16000, 200000], ids=["none", "short", "even", "long"])

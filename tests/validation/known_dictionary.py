@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 
 from musae_jax.features.activity import Activity
-from musae_jax.labels.naming import Concept, Truth
+from musae_jax.labels.scores import Concept, Truth
 from musae_jax.validation.finding import Panel
 
 CONCEPTS = (

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from musae_jax.labels.auroc import auroc
-from musae_jax.labels.naming import shuffles
+from musae_jax.labels.scores import shuffles
 from musae_jax.labels.evidence import (
     best_threshold,
     bootstrap_auroc,
