@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from musae_jax.batching import in_batches
-from musae_jax.labels.descriptors import CHROMA_WINDOW, COLUMNS, chroma_filter, describe
+from musae_jax.labels.descriptors import COLUMNS, describe
+from musae_jax.labels.spectra import CHROMA_WINDOW, chroma_filter
 from musae_jax.models.generate import generate
 from musae_jax.models.musicgen import MusicGen, decode_codes
 from musae_jax.pocket.spectral import magnitudes

@@ -1,33 +1,26 @@
-"""Names from the sound itself: a feature that is high in the brightest clips is named "brightness: bright".
+"""Names from the sound itself: a feature that fires in the brightest clips is named "brightness: bright".
 
-Each descriptor is a number per clip with a unit. Its two ends become concepts (the clips in the top or bottom third,
-thirds cut on the "label" half), pitch class and mode of the estimated key become concepts too, and from there on naming
-is the same as for the composer's truth: chosen on one half of the tracks, scored on the other, beside a null.
+Each descriptor is a number per clip with a unit. Its two ends are concepts, and so are the 24 keys, heard by how well
+their profiles fit. What comes and goes within a clip is in `moments`.
 
 Key: Krumhansl and Schmuckler's profiles correlated with the mean chroma. Slow methods (harmonic-percussive separation,
 constant-Q chroma) are left out: a ten-second clip takes some tens of milliseconds.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import librosa
 import numpy as np
-from scipy.stats import rankdata
 
-from musae_jax.features.activity import Activity
-from musae_jax.labels.scores import MINIMUM_CLIPS, Concept, Truth, choose_names, name_rows, score_concepts
+from musae_jax.labels.hearing import Hearing
+from musae_jax.labels.moments import MOMENTS, describe_moments
+from musae_jax.labels.scores import Concept
+from musae_jax.labels.spectra import CHROMA_WINDOW, HOP, KEYS, RATE, WINDOW, at_rate, chroma_filter, mel_filter
 
 SOURCE = "descriptors"
-RATE = 16000  # Hz; audio at other rates is resampled first
-HOP = 320  # samples: 50 frames a second
-WINDOW = 1024  # samples
-CHROMA_WINDOW = 4096  # samples; long enough to tell semitones apart from 130 Hz up
 SILENCE_DB = -80.0  # level given to digital silence
-KEYS = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
 # Krumhansl and Kessler's probe-tone ratings
 MAJOR = np.asarray([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
 MINOR = np.asarray([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
@@ -60,21 +53,8 @@ DESCRIPTORS = (
     Descriptor("harmonic spread", "pitch classes in use", "few pitches", "many pitches"),
     Descriptor("mode", "major less minor correlation", "minor", "major"),
 )
-COLUMNS = (*(d.name for d in DESCRIPTORS), "key")
-
-
-@lru_cache
-def mel_filter() -> np.ndarray:
-    """64 mel bands over the bins of a window of `WINDOW` samples at 16 kHz. [64, bins]"""
-    return librosa.filters.mel(sr=RATE, n_fft=WINDOW, n_mels=64)
-
-
-@lru_cache
-def chroma_filter() -> np.ndarray:
-    """12 pitch classes over the bins of a window of `CHROMA_WINDOW` samples at 16 kHz. [12, bins]"""
-    chroma = librosa.filters.chroma(sr=RATE, n_fft=CHROMA_WINDOW, tuning=0.0)
-    chroma[:, : int(65 * CHROMA_WINDOW / RATE)] = 0  # below C2 semitones share a bin
-    return chroma
+KEY_CONCEPTS = tuple(f"key: {tonic} {mode}" for mode in ("major", "minor") for tonic in KEYS)
+COLUMNS = (*(d.name for d in DESCRIPTORS), *KEY_CONCEPTS)
 
 
 @lru_cache
@@ -87,17 +67,11 @@ def key_profiles() -> np.ndarray:
 def describe(audio: np.ndarray, sampling_rate: int = RATE) -> np.ndarray:
     """The descriptors of one clip, in the order of `COLUMNS`. [S] -> float64 [D]
 
-    Units are those of `DESCRIPTORS`; "key" is a pitch class, C = 0. Silence gives finite numbers too.
+    Units are those of `DESCRIPTORS`; of a key it is the correlation with its profile. Silence gives finite numbers too.
     """
-    audio = np.asarray(audio, np.float32)
-    if sampling_rate != RATE:
-        import soxr
-
-        audio = soxr.resample(audio, sampling_rate, RATE).astype(np.float32)
+    audio = at_rate(audio, sampling_rate)
     if np.abs(audio).max(initial=0.0) < 1e-5:
         return np.where(np.asarray(COLUMNS) == "loudness", SILENCE_DB, 0.0)
-    if len(audio) < CHROMA_WINDOW:
-        audio = np.pad(audio, (0, CHROMA_WINDOW - len(audio)))
     power = np.abs(librosa.stft(audio, n_fft=WINDOW, hop_length=HOP)) ** 2  # [bins, T]
     energy = power.sum(0)  # [T]
     total = power.sum(1) + 1e-12  # [bins]
@@ -143,7 +117,7 @@ def describe(audio: np.ndarray, sampling_rate: int = RATE) -> np.ndarray:
             match.max(),
             1 / ((share**2).sum() + 1e-12) if share.sum() > 0.5 else 0.0,
             match[:12].max() - match[12:].max(),
-            float(match.argmax() % 12),
+            *match,
         ]
     )
 
@@ -168,93 +142,43 @@ def _tempo(rise: np.ndarray, rate: float) -> tuple[float, float]:
     return (60 * rate / lags[best] if pulse > 0.1 else 0.0), pulse
 
 
-def describe_clips(
-    clips: Sequence[str],
+def name_ends(name: str) -> dict[str, str] | None:
+    """What a name such as "brightness: bright" rests on: {"descriptor", "unit", "direction": "high" or "low"}; None if
+    it is no end of a descriptor."""
+    for descriptor in DESCRIPTORS:
+        for direction, word in (("high", descriptor.high), ("low", descriptor.low)):
+            if name == f"{descriptor.name}: {word}":
+                return {"descriptor": descriptor.name, "unit": descriptor.unit, "direction": direction}
+    return None
+
+
+def hear_descriptors(
+    clip_ids: Sequence[str],
     load: Callable[[str], np.ndarray],
     sampling_rate: int,
     progress: Callable[[int, int, str], None] | None = None,
-) -> np.ndarray:
-    """Descriptors of many clips; `load(clip id)` gives audio [S]. -> [n, D]"""
-    rows = []
-    for clip in clips:
-        rows.append(describe(load(clip), sampling_rate))
+) -> Hearing:
+    """What is measured in clips, as a source of names; `load(clip id)` gives audio [S]. The embedding is the measured
+    values, standardised."""
+    rows, parts = [], []
+    for done, clip in enumerate(clip_ids, start=1):
+        audio = load(clip)
+        rows.append(describe(audio, sampling_rate))
+        parts.append(describe_moments(audio, sampling_rate))
         if progress:
-            progress(len(rows), len(clips), "clips")
-    return np.stack(rows)
-
-
-def descriptor_truth(
-    clip_ids: Sequence[str], values: np.ndarray, halves: Mapping[str, str]
-) -> tuple[Truth, list[dict]]:
-    """Yes-or-no concepts from descriptors [n, D]: the top and bottom third of each, and the key.
-
-    Returns the truth (all clip-level) and, per concept, {"descriptor", "unit", "direction", "threshold"}. Descriptors
-    that do not vary give no concept.
-    """
-    label = np.asarray([halves[c] == "label" for c in clip_ids])
-    concepts, columns, notes = [], [], []
+            progress(done, len(clip_ids), "clips measured")
+    values = np.stack(rows).astype(np.float32)  # [n, D]
+    concepts, columns = [], []
     for column, descriptor in enumerate(DESCRIPTORS):
-        series = values[:, column]
-        low, high = np.quantile(series[label], [1 / 3, 2 / 3])
-        if descriptor.name == "mode":
-            low = high = 0.0  # the sign decides
-        elif not high > low:
-            continue
-        for word, direction, threshold, active in (
-            (descriptor.high, "high", high, series > high),
-            (descriptor.low, "low", low, series < low),
-        ):
-            concepts.append(Concept(f"{descriptor.name}: {word}", descriptor.name))
-            columns.append(active)
-            unit = descriptor.unit
-            notes.append(
-                {
-                    "descriptor": descriptor.name,
-                    "unit": unit,
-                    "direction": direction,
-                    "threshold": round(float(threshold), 4),
-                }
-            )
-    for pitch, name in enumerate(KEYS):
-        concepts.append(Concept(f"tonal centre: {name}", "key"))
-        columns.append(values[:, -1] == pitch)
-        notes.append({"descriptor": "key", "unit": "pitch class", "direction": "equal", "threshold": pitch})
-    return Truth(tuple(clip_ids), tuple(concepts), np.stack(columns, 1)[:, None, :]), notes
-
-
-def name_by_descriptors(
-    activity: Activity,
-    values: np.ndarray,
-    halves: Mapping[str, str],
-    hook: str,
-    sae: str,
-    tracks: Mapping[str, str] | None = None,
-    features: Sequence[int] | None = None,
-    permutations: int = 20,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Rows for RUN/labels/labels.jsonl; `values` [n, D] are the descriptors of the clips of `activity`, in their order.
-
-    The evidence also holds the descriptor, its threshold with unit, and Spearman's rank correlation between the
-    descriptor and the clip-mean activation on the held-out half. Too few clips to hold any out give no names.
-    """
-    if min(Counter(halves[c] for c in activity.clip_ids)[half] for half in ("label", "score")) < MINIMUM_CLIPS:
-        return []
-    truth, notes = descriptor_truth(activity.clip_ids, values, halves)
-    scores = score_concepts(activity, truth, halves, tracks, permutations, seed)
-    names = choose_names(scores)
-    rows = name_rows(scores, names, truth, hook, sae, SOURCE, features)
-    held_out = np.asarray([halves[c] == "score" for c in activity.clip_ids])
-    for row in rows:
-        note = notes[int(names.concept[row["feature"]])]
-        row["evidence"].update(note)
-        if note["direction"] != "equal":
-            series = values[held_out, COLUMNS.index(note["descriptor"])]
-            row["evidence"]["spearman"] = round(_spearman(activity.clip_mean[held_out, row["feature"]], series), 4)
-    return rows
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = rankdata(a), rankdata(b)
-    spread = a.std() * b.std()
-    return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else 0.0
+        concepts += [
+            Concept(f"{descriptor.name}: {word}", descriptor.name) for word in (descriptor.high, descriptor.low)
+        ]
+        columns += [values[:, column], -values[:, column]]
+    concepts += [Concept(name, "key") for name in KEY_CONCEPTS]
+    columns += list(values[:, len(DESCRIPTORS) :].T)
+    moments = np.stack(parts)  # [n, W, C']
+    concepts += MOMENTS
+    columns += list(moments.mean(1).T)
+    spread = values.std(0)
+    embedding = (values - values.mean(0)) / np.where(spread > 1e-6, spread, 1.0)
+    return Hearing(SOURCE, tuple(clip_ids), tuple(concepts), np.stack(columns, 1), moments, embedding)

@@ -172,7 +172,8 @@ def tag_logits(config: ASTConfig, params: Mapping[str, Any], mel: jax.Array) -> 
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _probabilities(config: ASTConfig, params: Mapping[str, Any], mel: jax.Array) -> jax.Array:
+def tag_probabilities(config: ASTConfig, params: Mapping[str, Any], mel: jax.Array) -> jax.Array:
+    """`tag_logits` as probabilities: sigmoid, or softmax where the config says that one class excludes the others."""
     logits = tag_logits(config, params, mel)
     return jax.nn.softmax(logits) if config.problem_type == SINGLE else jax.nn.sigmoid(logits)
 
@@ -198,7 +199,7 @@ def tag(tagger: Tagger, audio: np.ndarray, rate: int) -> np.ndarray:
         windows = np.stack([front_end.windows(clip, config.max_length) for clip in clips])  # [b, W, T, M]
         size = size or min(BATCH, windows.shape[0] * windows.shape[1])
         rows = windows.reshape(-1, *windows.shape[2:])
-        found = in_batches(lambda mel: _probabilities(config, tagger.params, mel), rows, size)
+        found = in_batches(lambda mel: tag_probabilities(config, tagger.params, mel), rows, size)
         parts.append(found.reshape(*windows.shape[:2], -1).mean(1))
     return np.concatenate(parts)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import soxr
 
 from musae_jax.audio.fbank import fbank
 from musae_jax.audio.musicnn_mel import HOP, LENGTH, SAMPLING_RATE, musicnn_mel
@@ -90,4 +91,20 @@ class FrontEnd:
         mel = np.pad(mel, ((0, max(0, length - len(mel))), (0, 0)))
         starts = np.linspace(0, len(mel) - length, math.ceil(len(mel) / length)).round().astype(int)
         cut = np.stack([mel[start : start + length] for start in starts])
-        return (cut - np.float32(self.mean)) / np.float32(2 * self.std) if self.do_normalize else cut
+        return self.normalised(cut)
+
+    def cut(self, audio: np.ndarray, rate: int, length: int, overlap: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sound [S] at `rate` Hz -> windows float32 [W, length, M] that begin every `length` / `overlap` frames, and
+        the last that fits; and where their middles are, as shares of the sound, [W]."""
+        audio = np.asarray(audio, np.float32)
+        mel = self.mel(audio if rate == self.sampling_rate else soxr.resample(audio, rate, self.sampling_rate))
+        frames = len(mel)
+        mel = np.pad(mel, ((0, max(0, length - frames)), (0, 0)))
+        last = len(mel) - length
+        starts = np.unique([*range(0, last + 1, max(1, length // overlap)), last])
+        windows = np.stack([mel[start : start + length] for start in starts])
+        return self.normalised(windows), (starts + length / 2) / max(frames, 1)
+
+    def normalised(self, mel: np.ndarray) -> np.ndarray:
+        """Spectrograms as the model expects them."""
+        return (mel - np.float32(self.mean)) / np.float32(2 * self.std) if self.do_normalize else mel

@@ -82,16 +82,12 @@ def window_truth(truth: np.ndarray, start: int) -> np.ndarray:
     return (span.mean(0) > 0.5)[[CONCEPT_INDEX[name] for name in TAGS]].astype(np.float32)
 
 
-def normalised(mel: np.ndarray) -> np.ndarray:
-    """Spectrograms as the front end hands them to the model."""
-    return (np.asarray(mel, np.float32) - np.float32(FRONT_END.mean)) / np.float32(2 * FRONT_END.std)
-
-
 def measure_tagger(config: ASTConfig, params: dict, bank: EarBank) -> dict[str, float]:
     """Mean AUROC of what holds for clips (means over windows) and of what comes and goes (by window); held-out nats."""
     starts = np.linspace(0, bank.tagger.shape[1] - WINDOW, 7).round().astype(int)
     clips = len(bank.tagger)
-    mel = np.stack([normalised(clip[start : start + WINDOW]) for clip in bank.tagger for start in starts])
+    mel = np.stack([clip[start : start + WINDOW] for clip in bank.tagger for start in starts]).astype(np.float32)
+    mel = FRONT_END.normalised(mel)
     truth = np.stack([window_truth(clip, start) for clip in bank.truth for start in starts])  # [n·W, tags]
     logits = in_batches(jax.jit(lambda x: tag_logits(config, params, x)), mel, 16)
     nats = float(optax.sigmoid_binary_cross_entropy(logits, truth).mean())
@@ -123,7 +119,8 @@ def train_tagger(
         rng = np.random.default_rng([training.seed, 2, number])
         clips = rng.integers(len(bank.tagger), size=training.batch_size)
         starts = rng.integers(bank.tagger.shape[1] - WINDOW + 1, size=training.batch_size)
-        mel = normalised(np.stack([bank.tagger[c, s : s + WINDOW] for c, s in zip(clips, starts)]))
+        mel = np.stack([bank.tagger[c, s : s + WINDOW] for c, s in zip(clips, starts)]).astype(np.float32)
+        mel = FRONT_END.normalised(mel)
         truth = np.stack([window_truth(bank.truth[c], s) for c, s in zip(clips, starts)])
         state, nats = tagger_step(state, mel, truth, config, training)
         return state, {"nats": nats}

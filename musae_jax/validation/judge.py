@@ -24,7 +24,8 @@ from safetensors.numpy import save_file
 from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_path
 from musae_jax.labels.auroc import auroc
-from musae_jax.labels.descriptors import CHROMA_WINDOW, chroma_filter, key_profiles
+from musae_jax.labels.descriptors import key_profiles
+from musae_jax.labels.spectra import CHROMA_WINDOW, chroma_filter
 
 RATE = 16000  # Hz; audio at other rates is resampled by the caller's `sampling_rate`
 HOP = 320  # samples: 50 frames a second
