@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from musae_jax.models.checkpoints import HUB_ID
+from musae_jax.models.folder import HUB_ID
 from musae_jax.sae.hooks import describe_hook
 from musae_jax.sae.sae import SAE
 

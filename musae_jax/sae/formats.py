@@ -20,7 +20,7 @@ import numpy as np
 
 from musae_jax.errors import MusaeError
 from musae_jax.files import read_json, write_json
-from musae_jax.models.checkpoints import HUB_ID
+from musae_jax.models.folder import HUB_ID
 from musae_jax.sae import dictionary_learning, saelens, sparsify
 from musae_jax.sae.folding import Params
 from musae_jax.sae.golden import GOLDEN, check_golden, golden_triple

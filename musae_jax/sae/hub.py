@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from musae_jax.errors import MusaeError
-from musae_jax.models.checkpoints import HUB_ID
+from musae_jax.models.folder import HUB_ID
 from musae_jax.sae import dictionary_learning, saelens, sparsify
 from musae_jax.sae.card import CONTROL, model_card
 from musae_jax.sae.curves import PICTURE
