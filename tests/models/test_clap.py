@@ -468,6 +468,21 @@ def test_other_models_and_no_models(broken, tmp_path):
         load_clap(tmp_path / "nowhere")
 
 
+def test_from_the_hub_with_its_front_end(pair, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def download(hub_id, revision, allow_patterns):
+        asked[hub_id, revision] = allow_patterns
+        return str(pair("even")[2])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load_clap("laion/some-clap", revision="v2").config == CONFIGS["even"]
+    patterns = asked["laion/some-clap", "v2"]
+    assert {"config.json", "preprocessor_config.json", "tokenizer.json", "model*.safetensors"} <= set(patterns)
+
+
 SIZES = {
     "clap-htsat-unfused": {},
     "larger_clap_music": {"depths": [2, 2, 12, 2], "patch_embeds_hidden_size": 128, "hidden_size": 1024},
