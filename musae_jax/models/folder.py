@@ -180,7 +180,7 @@ def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes a safetensors file, atomically."""
     # save_file writes the bytes in memory order: arrays must be contiguous. "pt" is what transformers asks for.
     with atomic_path(path) as temporary:
-        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, temporary, {"format": "pt"})
+        save_file({key: np.asarray(value, order="C") for key, value in tensors.items()}, temporary, {"format": "pt"})
 
 
 def _read_safetensors(path: Path) -> dict[str, Stored]:
