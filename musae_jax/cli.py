@@ -298,6 +298,7 @@ VERBS = {
     "train": Verb(TrainFlags, train_verb, "store to sparse autoencoder"),
     "features": Verb(StageFlags, stage_verb("features"), "statistics and exemplars"),
     "label": Verb(StageFlags, stage_verb("label"), "names for features"),
+    "validate": Verb(StageFlags, stage_verb("validate"), "evidence for the names, by other sources than gave them"),
     "steer": Verb(StageFlags, stage_verb("steer"), "steer the best-named features, measured against controls"),
     "export": Verb(StageFlags, stage_verb("report"), "the report as a static folder"),
     "generate": Verb(GenerateConfig, generate_verb, "prompt to sound"),

@@ -9,6 +9,7 @@ import tyro
 import yaml
 
 from musae_jax.errors import MusaeError
+from musae_jax.labels.llm.config import LLMConfig
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,36 @@ class FeaturesConfig:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """Names from the composer's truth and from signal descriptors, each beside its null."""
+    """Names from several sources, kept apart, each beside its null."""
 
-    permutations: int = 20
-    """Shuffles of the clips that make the null."""
+    sources: tuple[Literal["truth", "descriptors", "tagger", "clap", "llm"], ...] = (
+        "truth",
+        "descriptors",
+        "tagger",
+        "clap",
+    )
+    """Who names: the composer's truth where the music has one, what is measured in the sound, an audio classifier,
+    CLAP, and an audio LLM (with --label.llm.model)."""
+    tagger: str = ""
+    """The classifier: "pocket", a folder or a hub id of an AST such as MIT/ast-finetuned-audioset-10-10-0.4593; empty:
+    the pocket's for composed music and none for other."""
+    clap: str = ""
+    """"pocket", or a folder or a hub id such as laion/larger_clap_music; empty: as with the tagger."""
+    permutations: int = 999
+    """Exchanges of clips that make a name's null."""
+    llm: LLMConfig = field(default_factory=LLMConfig)
+
+
+@dataclass(frozen=True)
+class ValidateConfig:
+    """Every name judged by another source than the one that gave it."""
+
+    permutations: int = 999
+    """Exchanges of clips that make a name's null."""
+    draws: int = 200
+    """Draws of clips for intervals."""
+    controls: bool = True
+    """The same for neurons, components, random directions and the SAE on random weights."""
 
 
 @dataclass(frozen=True)
@@ -171,13 +198,14 @@ class RunConfig:
     """A folder of wav, flac, ogg or mp3; without one, music is composed."""
     seed: int = 0
     """Seed of everything random."""
-    until: Literal["compose", "harvest", "train", "features", "label", "steer", "report"] = "report"
+    until: Literal["compose", "harvest", "train", "features", "label", "validate", "steer", "report"] = "report"
     """The last stage to run; the others' own verbs, or the same command without this, go on from there."""
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     harvest: HarvestConfig = field(default_factory=HarvestConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     label: LabelConfig = field(default_factory=LabelConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
     steer: SteerConfig = field(default_factory=SteerConfig)
 
 

@@ -24,17 +24,16 @@ from musae_jax.compose.dataset import write_dataset
 from musae_jax.config import RunConfig, from_record, to_record
 from musae_jax.errors import MusaeError
 from musae_jax.explorer.report import write_report
-from musae_jax.features.activity import Activity, neuron_activity, sae_activity
 from musae_jax.features.exemplars import find_exemplars, save_clips, save_exemplars
-from musae_jax.features.statistics import FilterConfig, feature_statistics, load_statistics, save_statistics
+from musae_jax.features.statistics import FilterConfig, feature_statistics, save_statistics
 from musae_jax.files import read_json, read_json_lines, write_json, write_json_lines
-from musae_jax.labels.descriptors import describe_clips, name_by_descriptors
 from musae_jax.labels.scores import Truth
-from musae_jax.labels.truth import gather_truth, measure_truth, name_by_truth, summarise_table, truth_table
+from musae_jax.labels.truth import gather_truth
 from musae_jax.mesh import first_process, make_mesh
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.layout import place_musicgen
 from musae_jax.models.musicgen import MusicGen, encode_audio, random_musicgen
+from musae_jax.names import activity_of, label_stage, validate_stage
 from musae_jax.places import Place, inside, open_place
 from musae_jax.pocket import JUDGE
 from musae_jax.sae.curves import write_training_picture
@@ -209,7 +208,7 @@ def features_stage(run: Run, progress: Progress | None = None) -> None:
     captions = {clip.id: clip.caption for clip in run.clips.clips}
     for layer in run.layers:
         folder = run.features_folder(layer)
-        activity = _activity(run, layer)
+        activity = activity_of(run, layer)
         statistics = feature_statistics(activity, criteria)
         save_statistics(folder, statistics, criteria)
         save_maximum(run.sae_folder(layer), statistics.maximum)
@@ -218,38 +217,6 @@ def features_stage(run: Run, progress: Progress | None = None) -> None:
         save_exemplars(folder, exemplars)
         heard = sorted({exemplar.clip for exemplar in exemplars})
         save_clips(folder, heard, run.audio, run.model.config.sampling_rate, captions)
-
-
-def label_stage(run: Run, progress: Progress | None = None) -> None:
-    """Names from truth (where the corpus carries it) and from descriptors; the table of truth."""
-    permutations, seed = run.config.label.permutations, run.config.seed
-    ids = run.store(run.layers[0]).clip_ids
-    values = describe_clips(ids, run.audio, run.model.config.sampling_rate, progress)
-    names, table, summaries = [], [], []
-    for layer in run.layers:
-        hook = hook_name(layer)
-        activity = _activity(run, layer)
-        kept = np.flatnonzero(load_statistics(run.features_folder(layer)).kept)
-        if run.clips.concepts:
-            truth = run.truth(ids, activity.frames)
-            activities = {"sae": activity, "neuron": neuron_activity(run.store(layer))}
-            if run.config.harvest.control:
-                activities["random_weights"] = _activity(run, layer, control=True)
-            scores = measure_truth(activities, truth, run.halves, run.tracks, permutations, seed)
-            names += name_by_truth(scores["sae"], truth, hook, run.name, kept)
-            rows = truth_table(scores, truth)
-            table += [{"hook": hook, **row} for row in rows]
-            summaries.append({"hook": hook, **summarise_table(rows, list(activities))})
-        names += name_by_descriptors(activity, values, run.halves, hook, run.name, run.tracks, kept, permutations, seed)
-    write_json_lines(run.folder / "labels" / "labels.jsonl", names)
-    if table:
-        write_json_lines(run.folder / "validation" / "truth_table.jsonl", table)
-        # the page shows one line: the layer where features tell most
-        write_json(run.folder / "validation" / "truth_summary.json", max(summaries, key=_told))
-
-
-def _told(summary: dict) -> float:
-    return (summary.get("sae") or {}).get("mean_auroc") or 0.0
 
 
 def steer_stage(run: Run, progress: Progress | None = None) -> None:
@@ -276,16 +243,13 @@ def report_stage(run: Run, progress: Progress | None = None) -> None:
     write_report(run.folder, about={"model": run.config.model, "music": music}, progress=progress)
 
 
-def _activity(run: Run, layer: int, control: bool = False) -> Activity:
-    return sae_activity(run.store(layer, control), load_sae(run.sae_folder(layer, control)))
-
-
 STAGES: dict[str, Callable[[Run, Progress | None], None]] = {
     "compose": compose_stage,
     "harvest": harvest_stage,
     "train": train_stage,
     "features": features_stage,
     "label": label_stage,
+    "validate": validate_stage,
     "steer": steer_stage,
     "report": report_stage,
 }

@@ -106,8 +106,6 @@ def clap_step(state, mel, ids, mask, config: ClapConfig, training: ClapTraining)
         return (nats[0] + nats[1]) / 2, (alike.argmax(1) == own).mean()
 
     (nats, right), grads = jax.value_and_grad(loss, has_aux=True)(state["params"])
-    mel_statistics = state["params"]["audio"]["batch_norm"]
-    grads = {**grads, "audio": {**grads["audio"], "batch_norm": jax.tree.map(jnp.zeros_like, mel_statistics)}}
     updates, opt = optimiser(training).update(grads, state["opt"], state["params"])
     return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, {"nats": nats, "right": right}
 

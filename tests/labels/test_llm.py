@@ -30,7 +30,7 @@ from musae_jax.labels.llm.labeller import detect, label_features
 from musae_jax.labels.llm.messages import Text, Turn, Usage, wav
 from musae_jax.labels.llm.pace import Pace
 from musae_jax.labels.llm.schema import misfit, read_object
-from musae_jax.labels.llm.spans import active_spans
+from musae_jax.features.spans import active_spans
 from musae_jax.labels.llm.transport import LONGEST_PAUSE, pause_asked
 
 LABEL = presentation.read_prompt("label", "label")[1]

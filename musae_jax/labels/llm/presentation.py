@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from musae_jax.features.spans import Spans, spans_text
 from musae_jax.labels.llm.config import LLMConfig
 from musae_jax.labels.llm.messages import Part, Text, wav
 from musae_jax.labels.llm.schema import Schema
-from musae_jax.labels.llm.spans import Spans, spans_text
 
 PROMPTS = Path(__file__).parent / "prompts"
 SILENCE = 1.0  # seconds between joined clips

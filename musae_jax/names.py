@@ -1,0 +1,290 @@
+"""The stages that name the features of a run and judge the names: what `labels` and `validation` do with arrays, from
+and to a run folder."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from musae_jax.activations.harvest import hook_name
+from musae_jax.errors import MusaeError
+from musae_jax.features.activity import Activity, neuron_activity, sae_activity
+from musae_jax.features.exemplars import find_exemplars
+from musae_jax.features.families import families
+from musae_jax.features.firing import Firing, find_firing
+from musae_jax.features.spans import active_spans
+from musae_jax.features.statistics import load_statistics
+from musae_jax.files import read_json_lines, write_json, write_json_lines
+from musae_jax.labels.descriptors import hear_descriptors, name_ends
+from musae_jax.labels.detection import best_names
+from musae_jax.labels.hearing import Hearing, hear_truth, load_hearing, save_hearing
+from musae_jax.labels.llm.client import LLMClient
+from musae_jax.labels.llm.labeller import label_features
+from musae_jax.labels.llm.presentation import Clip as HeardClip
+from musae_jax.labels.naming import name_features
+from musae_jax.labels.scores import shuffles
+from musae_jax.labels.tags import hear_tags
+from musae_jax.labels.truth import measure_truth, summarise_table, truth_table
+from musae_jax.labels.vocabulary import MUSIC, POCKET
+from musae_jax.labels.zero_shot import hear_words, with_any_text
+from musae_jax.models.ast import load_tagger
+from musae_jax.models.clap_checkpoints import load_clap
+from musae_jax.pocket import CLAP, TAGGER
+from musae_jax.sae.controls import neuron_sae, pca_sae, random_sae
+from musae_jax.sae.formats import load_sae
+from musae_jax.validation.agreement import agreement
+from musae_jax.validation.detections import Exam, examine, set_exam, summarise_source
+from musae_jax.validation.filters import sweep_filters
+from musae_jax.validation.intruder import intruder_scores
+from musae_jax.validation.known_truth import Named, name_table
+
+if TYPE_CHECKING:
+    from musae_jax.run import Run
+
+Progress = Callable[[int, int, str], None]
+TABLE_PERMUTATIONS = 20  # of the table of truth, whose null needs its means only
+SAMPLE = 20_000  # positions that components and random directions are made from
+
+
+def ear(run: "Run", source: str) -> str | Path | None:
+    """Where the tagger or the CLAP of a run lies; None if it has none, as the pocket's know composed music only."""
+    asked, bundled = {"tagger": (run.config.label.tagger, TAGGER), "clap": (run.config.label.clap, CLAP)}[source]
+    if not asked:
+        return bundled if run.config.audio is None else None
+    return bundled if asked == "pocket" else asked
+
+
+def hear(run: "Run", progress: Progress | None = None) -> dict[str, Hearing]:
+    """What each source of the run hears in its clips, but for truth and the audio LLM; heard once, and kept in
+    RUN/labels."""
+    clips, rate = run.store(run.layers[0]).clip_ids, run.model.config.sampling_rate
+    heard = {}
+    for source in run.config.label.sources:
+        path = run.folder / "labels" / f"heard-{source}.safetensors"
+        where = ear(run, source) if source in ("tagger", "clap") else None
+        if source in ("truth", "llm") or (source != "descriptors" and where is None):
+            continue
+        known = load_hearing(path) if path.exists() else None
+        if known is None or known.clip_ids != tuple(clips):
+            if source == "descriptors":
+                known = hear_descriptors(clips, run.audio, rate, progress)
+            elif source == "tagger":
+                known = hear_tags(load_tagger(where), clips, run.audio, rate, progress)
+            else:
+                words = POCKET if where == CLAP else MUSIC
+                known = hear_words(load_clap(where), words, clips, run.audio, rate, progress)
+            save_hearing(path, known)
+        # the pocket's CLAP knows its own words only
+        heard[source] = with_any_text(known, load_clap(where)) if source == "clap" and where != CLAP else known
+    return heard
+
+
+def label_stage(run: "Run", progress: Progress | None = None) -> None:
+    """Names from every source, and the table of truth where the music has one."""
+    c, seed = run.config.label, run.config.seed
+    heard = hear(run, progress)
+    names, table, summaries = [], [], []
+    for layer in run.layers:
+        hook, activity = hook_name(layer), activity_of(run, layer)
+        if run.clips.concepts and "truth" in c.sources:
+            truth = run.truth(activity.clip_ids, activity.frames)
+            heard["truth"] = hear_truth(truth)
+            activities = {"sae": activity, "neuron": neuron_activity(run.store(layer))}
+            if run.config.harvest.control:
+                activities["random_weights"] = activity_of(run, layer, control=True)
+            scores = measure_truth(activities, truth, run.halves, run.tracks, TABLE_PERMUTATIONS, seed)
+            rows = truth_table(scores, truth)
+            table += [{"hook": hook, **row} for row in rows]
+            summaries.append({"hook": hook, **summarise_table(rows, list(activities))})
+        label, score = (firing_of(run, activity, half) for half in ("label", "score"))
+        for source, hearing in sorted(heard.items(), key=lambda item: c.sources.index(item[0])):
+            found = name_features(hearing, label, score, hook, run.name, run.tracks, c.permutations, seed, progress)
+            names += [_with_ends(row) for row in found] if source == "descriptors" else found
+        if "llm" in c.sources:
+            names += ask_llm(run, layer, activity, progress)
+    write_json_lines(run.folder / "labels" / "labels.jsonl", names)
+    if table:
+        write_json_lines(run.folder / "validation" / "truth_table.jsonl", table)
+        # the page shows one line: the layer where features tell most
+        write_json(run.folder / "validation" / "truth_summary.json", max(summaries, key=_told))
+
+
+def _told(summary: dict) -> float:
+    return (summary.get("sae") or {}).get("mean_auroc") or 0.0
+
+
+def _with_ends(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "evidence": {**row["evidence"], **(name_ends(row["name"]) or {})}}
+
+
+def activity_of(run: "Run", layer: int, control: bool = False) -> Activity:
+    """What the features of a layer's SAE, or of its control's, do over the run's clips."""
+    return sae_activity(run.store(layer, control), load_sae(run.sae_folder(layer, control)))
+
+
+def firing_of(run: "Run", activity: Activity, half: str) -> Firing:
+    """Where all features that are ever active fire in the clips of one half."""
+    clips = [n for n, clip in enumerate(activity.clip_ids) if run.halves[clip] == half]
+    if len(clips) < 2:
+        raise MusaeError(f'the "{half}" half of the corpus has {len(clips)} clips, but 2 are needed; use more tracks')
+    alive = np.flatnonzero(activity.clip_max.max(0) > 0)
+    return find_firing(activity, clips, alive, run.config.features.active_above)
+
+
+def ask_llm(run: "Run", layer: int, activity: Activity, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Names of the kept features by an audio LLM, from their exemplars of the half that names; failures and what it
+    cost go to RUN/labels/llm-<hook>.json."""
+    c, hook = run.config.label.llm, hook_name(layer)
+    if not c.model:
+        raise MusaeError("the source llm needs a model; give --label.llm.model, or leave llm out of --label.sources")
+    kept = np.flatnonzero(load_statistics(run.features_folder(layer)).kept)
+    exemplars = find_exemplars(activity, run.halves, kept, c.max_clips, 0, run.tracks)
+    by_feature: dict[int, list] = {int(feature): [] for feature in kept}
+    for exemplar in exemplars:
+        by_feature[exemplar.feature].append(exemplar)
+    rate = run.model.config.sampling_rate
+
+    def features() -> Iterator[tuple[int, Sequence[HeardClip]]]:
+        for feature, chosen in by_feature.items():
+            yield feature, [HeardClip(e.clip, run.audio(e.clip), rate, active_spans(e.curve)) for e in chosen]
+
+    client = LLMClient(c, run.folder / "labels" / "llm")
+    answers = label_features(client, features(), c, len(by_feature), progress)
+    write_json(
+        run.folder / "labels" / f"llm-{hook}.json",
+        {"failures": answers.failures, "usage": vars(answers.usage), "features": len(by_feature)},
+    )
+    about = {"hook": hook, "sae": run.name}
+    return [
+        {**about, "feature": row["feature"], "source": "llm", **{k: row[k] for k in ("name", "confidence", "evidence")}}
+        for row in answers.rows
+        if row["name"]
+    ]
+
+
+def validate_stage(run: "Run", progress: Progress | None = None) -> None:
+    """RUN/validation: names.jsonl (each name judged by another source), features.jsonl (each feature's coherence,
+    family and bucket), filters.jsonl, summary.json."""
+    heard = hear(run, progress)
+    names = read_json_lines(run.folder / "labels" / "labels.jsonl")
+    truth, out = None, run.folder / "validation"
+    judged, features, filters, sae_named = [], [], [], []
+    controls: dict[str, list[Named]] = {}
+    for layer in run.layers:
+        hook, activity = hook_name(layer), activity_of(run, layer)
+        if run.clips.concepts and truth is None:
+            truth = hear_truth(run.truth(activity.clip_ids, activity.frames))
+        mine = [row for row in names if row["hook"] == hook]
+        exam = _exam(run, activity, heard)
+        rows = examine(exam, mine, progress)
+        judged += rows
+        features += [{"hook": hook, "sae": run.name, **row} for row in _features(exam, rows)]
+        passed = [row for row in rows if row["passed"] and row["source"] != "truth"]
+        sae_named.append(Named(firing_of(run, activity, "label"), exam.firing, passed))
+        filters += [{"hook": hook, **row} for row in sweep_filters(activity, passed)]
+        if run.config.validate.controls and truth is not None:
+            for name, control in _controls(run, layer, activity).items():
+                controls.setdefault(name, []).append(_name_control(run, control, heard))
+    write_json_lines(out / "names.jsonl", judged)
+    write_json_lines(out / "features.jsonl", features)
+    write_json_lines(out / "filters.jsonl", filters)
+    write_json(out / "summary.json", _summary(run, names, judged, features, truth, sae_named, controls))
+
+
+def _exam(run: "Run", activity: Activity, heard: dict[str, Hearing]) -> Exam:
+    c = run.config.validate
+    return set_exam(firing_of(run, activity, "score"), heard, run.tracks, c.permutations, c.draws, run.config.seed)
+
+
+def _features(exam: Exam, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a feature: coherence by the tagger's ear (or another's), its family by co-activation, and its bucket."""
+    ears = [exam.hearings[name] for name in ("tagger", "clap", "descriptors") if name in exam.hearings]
+    firing = exam.firing
+    coherent = intruder_scores(ears[0].embedding, firing.clips) if ears else None
+    family = families(firing.clips)
+    named = {row["feature"] for row in rows if row["passed"] and row["source"] != "truth"}
+    result = []
+    for n, feature in enumerate(firing.features):
+        told = coherent is not None and np.isfinite(coherent["score"][n])
+        is_coherent = bool(told and coherent["q"][n] <= 0.05)
+        bucket = "named" if feature in named else "coherent but unnamed" if is_coherent else "neither"
+        numbers = {key: round(float(coherent[key][n]), 4) for key in coherent} if told else None
+        result.append({"feature": feature, "bucket": bucket, "family": int(family[n]), "intruder": numbers})
+    return result
+
+
+def _controls(run: "Run", layer: int, activity: Activity) -> dict[str, Activity]:
+    """The dictionaries that a figure must be printed beside, over the same clips."""
+    store, sae = run.store(layer), load_sae(run.sae_folder(layer))
+    chunks, room = [], SAMPLE
+    for _, residuals in store.shards():
+        flat = np.asarray(residuals[:, 1:], np.float32).reshape(-1, residuals.shape[-1])[::7][:room]
+        chunks.append(flat)
+        room -= len(flat)
+        if room <= 0:
+            break
+    sample = np.concatenate(chunks)
+    k = run.config.train.k
+    made = {
+        "random_sae": random_sae(jax.random.key(run.config.seed), sample, sae.config.d_sae, min(k, sae.config.d_sae)),
+        "neurons": neuron_sae(sample),
+        "pca": pca_sae(sample),
+    }
+    activities = {name: sae_activity(store, one) for name, one in made.items()}
+    if run.config.harvest.control:
+        activities["random_weights"] = activity_of(run, layer, control=True)
+    return activities
+
+
+def _name_control(run: "Run", activity: Activity, heard: dict[str, Hearing]) -> Named:
+    """A control, with those of its names that another source has confirmed."""
+    label, exam = firing_of(run, activity, "label"), _exam(run, activity, heard)
+    rows = []
+    for source, hearing in heard.items():
+        best, _ = best_names(hearing.subset(label.clip_ids), label)
+        about = {"hook": "", "sae": "", "source": source}
+        rows += [
+            {**about, "feature": label.features[n], "name": hearing.concepts[best[n]].name}
+            for n in np.flatnonzero(best >= 0)
+        ]
+    return Named(label, exam.firing, [row for row in examine(exam, rows) if row["passed"]])
+
+
+def _summary(
+    run: "Run",
+    names: Sequence[dict[str, Any]],
+    judged: Sequence[dict[str, Any]],
+    features: Sequence[dict[str, Any]],
+    truth: Hearing | None,
+    sae_named: Sequence[Named],
+    controls: dict[str, list[Named]],
+) -> dict[str, Any]:
+    sources = list(dict.fromkeys(row["source"] for row in names))
+    buckets = [row["bucket"] for row in features]
+    summary: dict[str, Any] = {
+        "features": len(features),
+        "sources": {
+            source: summarise_source(
+                [row for row in judged if row["source"] == source], sum(row["source"] == source for row in names)
+            )
+            for source in sources
+        },
+        "agreement": agreement(names),
+        "buckets": {name: buckets.count(name) for name in ("named", "coherent but unnamed", "neither")},
+        "families": None,
+        "overall": None,
+        "controls": {},
+    }
+    if truth is not None:
+        clips = sae_named[0].score.clip_ids
+        orders = shuffles([run.tracks[clip] for clip in clips], run.config.validate.permutations, run.config.seed)
+        summary.update(name_table(truth, sae_named, orders))
+        summary["controls"] = {name: name_table(truth, named, orders)["overall"] for name, named in controls.items()}
+        for source in sources:
+            mine = [replace(one, names=[row for row in one.names if row["source"] == source]) for one in sae_named]
+            if source != "truth":
+                summary["sources"][source]["by_truth"] = name_table(truth, mine, orders)["overall"]
+    return summary

@@ -1,0 +1,211 @@
+"""Are the names of features right, by another source than the one that gave them?
+
+A source never judges its own names here: what CLAP named the tagger scores, and the other way round. On the half of
+the tracks from which no name was chosen, the name must tell the clips in which the feature fires from those in which it
+does not, and from those that sound most like them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from musae_jax.features.firing import Firing
+from musae_jax.labels.detection import Detection, detect, fires_as, most_alike
+from musae_jax.labels.evidence import clip_weights, corrected, interval
+from musae_jax.labels.hearing import Hearing
+from musae_jax.labels.naming import LEVEL
+from musae_jax.labels.scores import shuffles
+from musae_jax.labels.vocabulary import heard_of
+from musae_jax.validation.spans import span_test
+
+# Who judges whose names, best first: the first that knows the name. Truth judges apart (`known_truth`).
+SCORERS = {
+    "descriptors": ("tagger", "clap"),
+    "tagger": ("clap", "descriptors"),
+    "clap": ("tagger", "descriptors"),
+    "truth": ("tagger", "clap", "descriptors"),
+    "llm": ("clap", "tagger", "descriptors"),
+}
+BINS = 5  # of firing rate, in which names are exchanged for the null of labels
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The clips of the held-out half, put before every scorer alike.
+
+    Attributes:
+      firing: where F features fire in them.
+      hearings: what each source hears in them, by its name.
+      orders: int [R, n], exchanges of clips.
+      weights: float32 [B, n], draws of clips.
+      near: bool [n, F], the near misses of each feature.
+    """
+
+    firing: Firing
+    hearings: Mapping[str, Hearing]
+    orders: np.ndarray
+    weights: np.ndarray
+    near: np.ndarray
+
+
+def set_exam(
+    firing: Firing,
+    hearings: Mapping[str, Hearing],
+    tracks: Mapping[str, str] | None = None,
+    permutations: int = 999,
+    draws: int = 200,
+    seed: int = 0,
+) -> Exam:
+    """The exam on the clips of `firing`. Near misses are the silent clips nearest to the firing ones by what is
+    measured in them (`descriptors`), as many as fire; any source with an embedding stands in where it is missing."""
+    clips = firing.clip_ids
+    heard = {name: hearing.subset(clips) for name, hearing in hearings.items()}
+    ear = heard.get("descriptors") or next((h for h in heard.values() if h.embedding is not None), None)
+    near = np.zeros_like(firing.clips)
+    if ear is not None and ear.embedding is not None:
+        near = most_alike(ear.embedding, firing.clips, firing.clips.sum(0))
+    orders = shuffles([tracks[clip] if tracks else clip for clip in clips], permutations, seed)
+    return Exam(firing, heard, orders, clip_weights(len(clips), draws, seed), near)
+
+
+def scorer_of(source: str, name: str, hearings: Mapping[str, Hearing]) -> tuple[str, np.ndarray] | None:
+    """Who judges a name of `source`, and what it hears of it [n, W]; None if nobody else knows the name."""
+    for scorer in SCORERS.get(source, SCORERS["llm"]):
+        if scorer in hearings and scorer != source:
+            heard = heard_of(name, hearings[scorer])
+            if heard is not None:
+                return scorer, heard
+    return None
+
+
+def examine(
+    exam: Exam, rows: Sequence[Mapping[str, Any]], progress: Callable[[int, int, str], None] | None = None
+) -> list[dict[str, Any]]:
+    """A row for each name of labels.jsonl that another source can judge, in order.
+
+    hook, sae, feature, source, name, scorer
+    detection, interval              AUROC for firing against silent clips; its middle 95 % over drawn clips
+    near                             the same against near misses alone
+    null                             mean AUROC of the names of other features that fire about as often
+    p, q, passed                     by exchanges of clips; corrected over the source's names; q of at most 5 %
+    firing, n                        clips in which the feature fires, of how many
+    span                             see `SpanTest`; null where the scorer hears the name in whole clips only
+    """
+    place = {feature: n for n, feature in enumerate(exam.firing.features)}
+    found, results = [], []
+    cache: dict[tuple[str, str], tuple[str, np.ndarray] | None] = {}
+    for done, row in enumerate(rows, start=1):
+        key = row["source"], row["name"]
+        if key not in cache:
+            cache[key] = scorer_of(*key, exam.hearings)
+        feature = place.get(row["feature"])
+        if cache[key] is not None and feature is not None and exam.firing.told[feature]:
+            scorer, heard = cache[key]
+            fires = fires_as(exam.firing, feature, heard.shape[1] > 1)
+            if fires.any() and not fires.all():
+                found.append(detect(heard, fires, exam.orders, exam.weights, exam.near[:, feature]))
+                span = span_test(heard, fires) if heard.shape[1] > 1 else None
+                results.append(_row(row, scorer, found[-1], span))
+        if progress and (done % 100 == 0 or done == len(rows)):
+            progress(done, len(rows), "names examined")
+    for source in {row["source"] for row in results}:
+        mine = [row for row in results if row["source"] == source]
+        for row, q in zip(mine, corrected(np.asarray([row["p"] for row in mine]))):
+            row["q"], row["passed"] = round(float(q), 5), bool(q <= LEVEL and row["detection"] > 0.5)
+    for row, null in zip(results, _null_of_labels(exam, results, cache)):
+        row["null"] = None if np.isnan(null) else round(float(null), 4)
+    return results
+
+
+def _row(row: Mapping[str, Any], scorer: str, found: Detection, span: Any) -> dict[str, Any]:
+    return {
+        **{key: row[key] for key in ("hook", "sae", "feature", "source", "name")},
+        "scorer": scorer,
+        "detection": round(found.auroc, 4),
+        "interval": [round(bound, 4) for bound in interval(found.draws) or ()] or None,
+        "near": None if np.isnan(found.near) else round(found.near, 4),
+        "null": None,
+        "p": round(found.p, 5),
+        "q": None,
+        "passed": False,
+        "firing": found.firing,
+        "n": found.clips,
+        "span": span
+        and {key: round(float(getattr(span, key)), 4) for key in ("auroc", "null_mean", "null_p95", "p", "clips")},
+    }
+
+
+def _null_of_labels(exam: Exam, results: Sequence[Mapping[str, Any]], cache: Mapping) -> np.ndarray:
+    """Of each row: the mean AUROC with which names of other features of the same source, from the same fifth of firing
+    rates, tell where this feature fires. [rows]"""
+    from musae_jax.labels.auroc import auroc_from_ranks, rank
+
+    place = {feature: n for n, feature in enumerate(exam.firing.features)}
+    null = np.full(len(results), np.nan)
+    for source in {row["source"] for row in results}:
+        numbers = [n for n, row in enumerate(results) if row["source"] == source]
+        for wide in (False, True):
+            mine = [n for n in numbers if (cache[source, results[n]["name"]][1].shape[1] > 1) == wide]
+            if len(mine) < 2:
+                continue
+            names = list(dict.fromkeys(results[n]["name"] for n in mine))
+            heard = np.stack([cache[source, name][1].reshape(-1) for name in names], 1)  # [N, names]
+            places = [place[results[n]["feature"]] for n in mine]
+            fires = exam.firing.parts[:, :, places] if wide else exam.firing.clips[:, None, places]
+            scores = auroc_from_ranks(rank(heard), fires.reshape(-1, len(mine))).T  # [rows, names]
+            rates = np.asarray([results[n]["firing"] for n in mine], float)
+            fifth = np.searchsorted(np.quantile(rates, np.arange(1, BINS) / BINS), rates)
+            given = np.asarray([names.index(results[n]["name"]) for n in mine])
+            for number in range(BINS):
+                inside = np.flatnonzero(fifth == number)
+                counts = np.bincount(given[inside], minlength=len(names)).astype(float)
+                total = scores[inside] @ counts
+                own = scores[inside, given[inside]]
+                if len(inside) > 1:
+                    null[np.asarray(mine)[inside]] = (total - own) / (len(inside) - 1)
+    return null
+
+
+def summarise_source(rows: Sequence[Mapping[str, Any]], named: int) -> dict[str, Any]:
+    """What summary.json says of a source: how many features it named, who scored them, the mean detection with its
+    interval over features, beside the mean null, and how many names passed."""
+    if not rows:
+        return {"named": named, "scored_by": None, "detection": None, "null": None, "ci": None, "passed": 0}
+    scores = np.asarray([row["detection"] for row in rows])
+    null = np.asarray([np.nan if row["null"] is None else row["null"] for row in rows])
+    rng = np.random.default_rng(0)
+    draws = scores[rng.integers(len(scores), size=(500, len(scores)))].mean(1)
+    scorers: dict[str, int] = {}
+    for row in rows:
+        scorers[row["scorer"]] = scorers.get(row["scorer"], 0) + 1
+    return {
+        "named": named,
+        "scored_by": max(scorers, key=scorers.get),
+        "scored": scorers,
+        "detection": round(float(scores.mean()), 4),
+        "null": round(float(np.nanmean(null)), 4) if np.isfinite(null).any() else None,
+        "ci": [round(bound, 4) for bound in interval(draws)],
+        "near": _mean([row["near"] for row in rows]),
+        "passed": sum(row["passed"] for row in rows),
+        "spans": _spans(rows),
+    }
+
+
+def _spans(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    tests = [row["span"] for row in rows if row["span"]]
+    if not tests:
+        return None
+    q = corrected(np.asarray([test["p"] for test in tests]))
+    return {
+        "tested": len(tests),
+        "auroc": _mean([test["auroc"] for test in tests]),
+        "null": _mean([test["null_mean"] for test in tests]),
+        "passed": int((q <= LEVEL).sum()),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(float(np.mean(known)), 4) if known else None

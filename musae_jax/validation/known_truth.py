@@ -1,0 +1,168 @@
+"""How many names are right, by what the composer wrote? Precision and recall, by family of concepts.
+
+A name is **right** for a feature when, in held-out clips, the concept goes with the feature's firing: of what could be
+gained over the rate elsewhere, at least half is gained where it fires (`lift`), beyond luck. A concept is **found**
+when it is right for the feature that tells most of it in the other half, **named right** when a feature for which it is
+right bears it as a name that another source has confirmed, and **misnamed** when it is found without that.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import hypergeom
+
+from musae_jax.features.firing import Firing
+from musae_jax.labels.detection import detections, fires_as, luck
+from musae_jax.labels.evidence import corrected, interval, p_value, ranks_of, shuffled_auroc
+from musae_jax.labels.hearing import Hearing
+from musae_jax.labels.naming import LEVEL
+from musae_jax.labels.scores import MINIMUM_CLIPS
+from musae_jax.labels.vocabulary import counterparts
+
+LIFT = 0.5
+
+
+@dataclass(frozen=True)
+class Named:
+    """One dictionary: where its features fire in the clips of either half, and names of theirs."""
+
+    label: Firing
+    score: Firing
+    names: Sequence[Mapping[str, Any]]  # rows with "feature" and "name"
+
+
+def holds(truth: Hearing, concepts: Sequence[int]) -> np.ndarray:
+    """Where any of the concepts, of one level, is true: bool [n, 1] of whole clips, [n, W] of what comes and goes."""
+    return np.maximum.reduce([truth.of(c) for c in concepts]) > 0.5
+
+
+def lift(true: np.ndarray, fires: np.ndarray) -> float:
+    """By how much of what could be gained a concept is commoner where a feature fires: (a − b) / (1 − b).
+
+    a and b are the rates of the concept, bool [n, W], where the feature fires, bool [n, W], and where it does not. 1
+    where it always holds there, 0 where it is no commoner than elsewhere.
+    """
+    a, b = true[fires].mean(), true[~fires].mean()
+    return float((a - b) / max(1 - b, 1e-9))
+
+
+def chance(true: np.ndarray, fires: np.ndarray, orders: np.ndarray) -> float:
+    """How likely so many hits are by luck: exact (hypergeometric) for whole clips, by `orders` [R, n], exchanges of
+    clips, for what comes and goes."""
+    if true.shape[1] == 1:
+        return float(hypergeom.sf((true & fires).sum() - 1, len(true), true.sum(), fires.sum()))
+    score, *null = shuffled_auroc(ranks_of(true.astype(np.float32)), fires, np.vstack([np.arange(len(true)), orders]))
+    return p_value(score, np.asarray(null))
+
+
+def judged_concepts(truth: Hearing) -> np.ndarray:
+    """The concepts that occur, and are absent, in enough clips to be judged: bool [C]."""
+    told = np.zeros((len(truth.clip_ids), len(truth.concepts)), bool)
+    told[:, ~truth.framed] = truth.clips[:, ~truth.framed] > 0.5
+    told[:, truth.framed] = truth.parts.max(1, initial=0) > 0.5
+    silent = told.copy()
+    silent[:, truth.framed] = truth.parts.min(1, initial=1) > 0.5
+    return (told.sum(0) >= MINIMUM_CLIPS) & ((~silent).sum(0) >= MINIMUM_CLIPS)
+
+
+def name_table(
+    truth: Hearing, dictionaries: Sequence[Named], orders: np.ndarray, least: float = LIFT, draws: int = 500
+) -> dict[str, Any]:
+    """`families` and `overall` of summary.json, and `concepts`, the fate of each.
+
+    `dictionaries` are the SAEs of each layer, with names that passed, of any source but the truth itself; `orders`
+    [R, n] exchange the clips of the half that scores. `precision` is the share of right ones among the names whose
+    meaning the composer knows (`unjudged` counts the others), `recall` the share of judged concepts that are named
+    right; `ci` is the interval of the precision over names.
+    """
+    held_out = truth.subset(dictionaries[0].score.clip_ids)
+    judged = judged_concepts(held_out)
+    found, hit = _found(truth, held_out, dictionaries, judged, orders, least), np.zeros_like(judged)
+    tests: list[tuple[list[int], float, float]] = []  # the concepts meant, lift, p
+    unjudged = 0
+    for one in dictionaries:
+        place = {feature: n for n, feature in enumerate(one.score.features)}
+        for row in one.names:
+            meant = [held_out.column[name] for name in counterparts(row["name"]) if name in held_out.column]
+            meant = [c for c in meant if judged[c]]
+            if not meant:
+                unjudged += 1
+                continue
+            true = holds(held_out, meant)
+            fires = fires_as(one.score, place[row["feature"]], bool(held_out.framed[meant[0]]))
+            tests.append((meant, lift(true, fires), chance(true, fires, orders)))
+    q = corrected(np.asarray([p for _, _, p in tests]))
+    verdicts = []
+    for (meant, gained, _), one in zip(tests, q):
+        right = bool(one <= LEVEL and gained >= least)
+        hit[meant] |= right
+        verdicts.append((held_out.concepts[meant[0]].family, right))
+    found |= hit
+    rng = np.random.default_rng(0)
+    families = {}
+    for family in dict.fromkeys(concept.family for concept in held_out.concepts):
+        members = np.asarray([concept.family == family for concept in held_out.concepts]) & judged
+        if members.any():
+            marks = np.asarray([mark for one, mark in verdicts if one == family], float)
+            families[family] = {
+                "named_right": int((members & hit).sum()),
+                "misnamed": int((members & found & ~hit).sum()),
+                "not_found": int((members & ~found & ~hit).sum()),
+                "names": len(marks),
+                **_shares(marks, hit[members].mean(), rng, draws),
+            }
+    marks = np.asarray([mark for _, mark in verdicts], float)
+    return {
+        "families": families,
+        "overall": {
+            **_shares(marks, hit[judged].mean() if judged.any() else 0.0, rng, draws),
+            "names": len(marks),
+            "unjudged": unjudged,
+            "found": round(float(found[judged].mean()), 4) if judged.any() else 0.0,
+            "concepts": int(judged.sum()),
+        },
+        "concepts": {
+            concept.name: "named right" if hit[c] else "misnamed" if found[c] else "not found"
+            for c, concept in enumerate(held_out.concepts)
+            if judged[c]
+        },
+    }
+
+
+def _found(
+    truth: Hearing,
+    held_out: Hearing,
+    dictionaries: Sequence[Named],
+    judged: np.ndarray,
+    orders: np.ndarray,
+    least: float,
+) -> np.ndarray:
+    """The concepts for which the feature that tells most of them on the half that names is right on the other:
+    bool [C]."""
+    known = truth.subset(dictionaries[0].label.clip_ids)
+    merits = []
+    for one in dictionaries:
+        usable = one.label.told & one.score.told
+        merits.append(np.where(usable[:, None], detections(known, one.label) - luck(known, one.label), -np.inf))
+    p, gained = np.full(len(judged), np.nan), np.zeros(len(judged))
+    for c in np.flatnonzero(judged):
+        best = max(range(len(merits)), key=lambda d: np.nan_to_num(merits[d][:, c], nan=-np.inf).max(initial=-np.inf))
+        column = np.nan_to_num(merits[best][:, c], nan=-np.inf)
+        if len(column) and np.isfinite(column.max()):
+            true = holds(held_out, [c])
+            fires = fires_as(dictionaries[best].score, int(column.argmax()), bool(held_out.framed[c]))
+            gained[c], p[c] = lift(true, fires), chance(true, fires, orders)
+    return (np.nan_to_num(corrected(p), nan=1.0) <= LEVEL) & (gained >= least)
+
+
+def _shares(marks: np.ndarray, recall: float, rng: np.random.Generator, draws: int) -> dict[str, Any]:
+    if not len(marks):
+        return {"precision": None, "recall": round(float(recall), 4), "ci": None}
+    drawn = marks[rng.integers(len(marks), size=(draws, len(marks)))].mean(1)
+    return {
+        "precision": round(float(marks.mean()), 4),
+        "recall": round(float(recall), 4),
+        "ci": [round(bound, 4) for bound in interval(drawn)],
+    }
