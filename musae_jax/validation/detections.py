@@ -88,7 +88,7 @@ def examine(
     hook, sae, feature, source, name, scorer
     detection, interval              AUROC for firing against silent clips; its middle 95 % over drawn clips
     near                             the same against near misses alone
-    null                             mean AUROC of the names of other features that fire about as often
+    null                             mean AUROC of other names, of features that fire about as often
     p, q, passed                     by exchanges of clips; corrected over the source's names; q of at most 5 %
     firing, n                        clips in which the feature fires, of how many
     span                             see `SpanTest`; null where the scorer hears the name in whole clips only
@@ -138,8 +138,8 @@ def _row(row: Mapping[str, Any], scorer: str, found: Detection, span: Any) -> di
 
 
 def _null_of_labels(exam: Exam, results: Sequence[Mapping[str, Any]], cache: Mapping) -> np.ndarray:
-    """Of each row: the mean AUROC with which names of other features of the same source, from the same fifth of firing
-    rates, tell where this feature fires. [rows]"""
+    """Of each row: the mean AUROC with which the other names that the source gave to features of the same fifth of
+    firing rates tell where this feature fires. [rows]"""
     from musae_jax.labels.auroc import auroc_from_ranks, rank
 
     place = {feature: n for n, feature in enumerate(exam.firing.features)}
@@ -161,10 +161,10 @@ def _null_of_labels(exam: Exam, results: Sequence[Mapping[str, Any]], cache: Map
             for number in range(BINS):
                 inside = np.flatnonzero(fifth == number)
                 counts = np.bincount(given[inside], minlength=len(names)).astype(float)
-                total = scores[inside] @ counts
-                own = scores[inside, given[inside]]
-                if len(inside) > 1:
-                    null[np.asarray(mine)[inside]] = (total - own) / (len(inside) - 1)
+                own = given[inside]
+                others = len(inside) - counts[own]
+                total = scores[inside] @ counts - scores[inside, own] * counts[own]
+                null[np.asarray(mine)[inside]] = np.where(others > 0, total / np.maximum(others, 1), np.nan)
     return null
 
 

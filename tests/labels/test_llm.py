@@ -22,6 +22,7 @@ from llm_server import KEY, LLMServer, mode_of
 
 from musae_jax.config import from_record, to_record
 from musae_jax.errors import MusaeError
+from musae_jax.features.spans import active_spans
 from musae_jax.labels.llm import presentation
 from musae_jax.labels.llm.cache import hashed, question
 from musae_jax.labels.llm.client import LLMClient
@@ -30,7 +31,6 @@ from musae_jax.labels.llm.labeller import detect, label_features
 from musae_jax.labels.llm.messages import Text, Turn, Usage, wav
 from musae_jax.labels.llm.pace import Pace
 from musae_jax.labels.llm.schema import misfit, read_object
-from musae_jax.features.spans import active_spans
 from musae_jax.labels.llm.transport import LONGEST_PAUSE, pause_asked
 
 LABEL = presentation.read_prompt("label", "label")[1]

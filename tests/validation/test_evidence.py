@@ -5,7 +5,6 @@ import pytest
 import scipy.stats
 
 from musae_jax.labels.auroc import auroc
-from musae_jax.labels.scores import shuffles
 from musae_jax.labels.evidence import (
     best_threshold,
     bootstrap_auroc,
@@ -17,6 +16,7 @@ from musae_jax.labels.evidence import (
     ranks_of,
     shuffled_auroc,
 )
+from musae_jax.labels.scores import shuffles
 
 
 def area(values, truth):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from known_dictionary import CHILDREN, CLIP, HIDDEN, HOLES, RARE, SPLIT, WHOLE, as_activity, known_world
 
-from musae_jax.validation import finding
 from musae_jax.labels.evidence import corrected
+from musae_jax.validation import finding
 from musae_jax.validation.finding import FOUND, find_concepts, score_all
 from musae_jax.validation.probe import find_by_probe
 from musae_jax.validation.splitting import split_concepts
