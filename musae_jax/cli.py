@@ -6,9 +6,9 @@ A `MusaeError` is printed as its one sentence and the exit code is 2; so is a fu
 import errno
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -16,6 +16,7 @@ from musae_jax.bench.verbs import BENCHES
 from musae_jax.compilation import keep_compiled
 from musae_jax.config import ComposeConfig, GenerateConfig, RunConfig, read_yaml
 from musae_jax.errors import MusaeError
+from musae_jax.labels.llm.config import LLMConfig
 from musae_jax.verb import Verb, console
 
 
@@ -67,6 +68,30 @@ class TrainFlags:
     """How many they are, with HOST:PORT."""
     process: int | None = None
     """Which of them this is, from 0, with HOST:PORT."""
+
+
+@dataclass(frozen=True)
+class LabelFlags:
+    """Names the features of a run that `musae run` has begun, by all its sources. What is given here replaces what the
+    run was begun with, and is remembered.
+
+    musae label --run runs/pocket
+
+    musae label --run runs/mine --tagger MIT/ast-finetuned-audioset-10-10-0.4593 --clap laion/larger_clap_music
+
+    musae label --run runs/mine --llm.model Qwen/Qwen3-Omni-30B-A3B-Instruct --llm.base-url http://localhost:8000/v1
+    """
+
+    run: Path
+    """The run folder."""
+    sources: tuple[Literal["truth", "descriptors", "tagger", "clap", "llm"], ...] = ()
+    """Who names; none given: those of the run, and llm where a model is named."""
+    tagger: str | None = None
+    """"pocket", or a folder or a hub id of an AST."""
+    clap: str | None = None
+    """"pocket", or a folder or a hub id of a CLAP."""
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    """The audio LLM. Its key is read from OPENAI_API_KEY, GEMINI_API_KEY or GOOGLE_API_KEY."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +223,29 @@ def train_verb(flags: TrainFlags) -> str:
     return stage_verb("train")(StageFlags(flags.run))
 
 
+def label_verb(flags: LabelFlags) -> str:
+    from musae_jax.progress import progress_bar
+    from musae_jax.run import open_run, reconfigure, run_stage
+
+    run = open_run(flags.run)
+    label = run.config.label
+    sources = flags.sources or label.sources
+    if flags.llm.model:
+        label = replace(label, llm=flags.llm)
+        sources = (*sources, *(() if "llm" in sources else ("llm",)))
+    label = replace(
+        label,
+        sources=sources,
+        tagger=label.tagger if flags.tagger is None else flags.tagger,
+        clap=label.clap if flags.clap is None else flags.clap,
+    )
+    if label != run.config.label:
+        run = reconfigure(run, label=label)
+    with progress_bar("label", console) as progress:
+        seconds = run_stage(run, "label", progress)
+    return f"label of {flags.run}: {seconds:.1f} s"
+
+
 def compose_verb(flags: ComposeFlags) -> str:
     from musae_jax.compose.dataset import write_dataset
     from musae_jax.progress import progress_bar
@@ -297,7 +345,7 @@ VERBS = {
     "harvest": Verb(HarvestFlags, harvest_verb, "music to activation store"),
     "train": Verb(TrainFlags, train_verb, "store to sparse autoencoder"),
     "features": Verb(StageFlags, stage_verb("features"), "statistics and exemplars"),
-    "label": Verb(StageFlags, stage_verb("label"), "names for features"),
+    "label": Verb(LabelFlags, label_verb, "names for features"),
     "validate": Verb(StageFlags, stage_verb("validate"), "evidence for the names, by other sources than gave them"),
     "steer": Verb(StageFlags, stage_verb("steer"), "steer the best-named features, measured against controls"),
     "export": Verb(StageFlags, stage_verb("report"), "the report as a static folder"),

@@ -3,7 +3,6 @@ and to a run folder."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -49,12 +48,13 @@ TABLE_PERMUTATIONS = 20  # of the table of truth, whose null needs its means onl
 SAMPLE = 20_000  # positions that components and random directions are made from
 
 
-def ear(run: "Run", source: str) -> str | Path | None:
-    """Where the tagger or the CLAP of a run lies; None if it has none, as the pocket's know composed music only."""
-    asked, bundled = {"tagger": (run.config.label.tagger, TAGGER), "clap": (run.config.label.clap, CLAP)}[source]
-    if not asked:
-        return bundled if run.config.audio is None else None
-    return bundled if asked == "pocket" else asked
+BUNDLED = {"tagger": TAGGER, "clap": CLAP}
+
+
+def ear(run: "Run", source: str) -> str:
+    """The tagger or the CLAP of a run, "" if it has none: the pocket's know composed music only."""
+    asked = getattr(run.config.label, source)
+    return asked or ("pocket" if run.config.audio is None else "")
 
 
 def hear(run: "Run", progress: Progress | None = None) -> dict[str, Hearing]:
@@ -63,22 +63,25 @@ def hear(run: "Run", progress: Progress | None = None) -> dict[str, Hearing]:
     clips, rate = run.store(run.layers[0]).clip_ids, run.model.config.sampling_rate
     heard = {}
     for source in run.config.label.sources:
-        path = run.folder / "labels" / f"heard-{source}.safetensors"
-        where = ear(run, source) if source in ("tagger", "clap") else None
-        if source in ("truth", "llm") or (source != "descriptors" and where is None):
+        name = ear(run, source) if source in BUNDLED else ""
+        if source in ("truth", "llm") or (source in BUNDLED and not name):
             continue
+        where = BUNDLED[source] if name == "pocket" else name
+        path = run.folder / "labels" / f"heard-{source}.safetensors"
         known = load_hearing(path) if path.exists() else None
-        if known is None or known.clip_ids != tuple(clips):
+        if known is None or (known.clip_ids, known.ear) != (tuple(clips), name):
             if source == "descriptors":
                 known = hear_descriptors(clips, run.audio, rate, progress)
             elif source == "tagger":
                 known = hear_tags(load_tagger(where), clips, run.audio, rate, progress)
             else:
-                words = POCKET if where == CLAP else MUSIC
+                words = POCKET if name == "pocket" else MUSIC
                 known = hear_words(load_clap(where), words, clips, run.audio, rate, progress)
+            known = replace(known, ear=name)
             save_hearing(path, known)
         # the pocket's CLAP knows its own words only
-        heard[source] = with_any_text(known, load_clap(where)) if source == "clap" and where != CLAP else known
+        any_text = source == "clap" and name != "pocket"
+        heard[source] = with_any_text(known, load_clap(where)) if any_text else known
     return heard
 
 

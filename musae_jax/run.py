@@ -282,6 +282,15 @@ def begin_run(config: RunConfig) -> Run:
     return Run(folder, config)
 
 
+def reconfigure(run: Run, **parts: Any) -> Run:
+    """The run with other parts of its config, such as `label`; run.json remembers them."""
+    config = dataclasses.replace(run.config, **parts)
+    record = read_json(run.folder / "run.json")
+    kept = {name: value for name, value in to_record(config).items() if name in record["config"] or name in parts}
+    write_json(run.folder / "run.json", {**record, "config": {**kept, "out": "."}})
+    return dataclasses.replace(run, config=config)
+
+
 def run_stage(run: Run, stage: str, progress: Progress | None = None) -> float:
     """Runs one stage, notes its time in run.json, and returns its seconds."""
     started = time.perf_counter()

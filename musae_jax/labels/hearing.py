@@ -27,6 +27,7 @@ class Hearing:
       clips: float32 [n, C], of the whole clip.
       parts: float32 [n, W, C'], of each of W equal shares of it, for the C' concepts of level "frame" in their order.
       embedding: float32 [n, E], where the source has one of the sound as a whole: what sounds alike is near.
+      ear: which model heard, where several can.
       hears: of a name that is no concept of the source, how strongly it is heard, [n], or None if it means nothing to
         the source. One that understands any text (CLAP) has it.
     """
@@ -37,6 +38,7 @@ class Hearing:
     clips: np.ndarray
     parts: np.ndarray
     embedding: np.ndarray | None = None
+    ear: str = ""
     hears: Callable[[str], np.ndarray | None] | None = None
 
     def __post_init__(self):
@@ -104,6 +106,7 @@ def save_hearing(path: str | Path, hearing: Hearing) -> None:
         arrays["embedding"] = hearing.embedding
     note = {
         "source": hearing.source,
+        "ear": hearing.ear,
         "clip_ids": "\n".join(hearing.clip_ids),
         "concepts": "\n".join(f"{c.level}\t{c.family}\t{c.name}" for c in hearing.concepts),
     }
@@ -120,4 +123,4 @@ def load_hearing(path: str | Path) -> Hearing:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
     rows = [line.split("\t") for line in note["concepts"].splitlines()]
     concepts = tuple(Concept(name, family, level) for level, family, name in rows)
-    return Hearing(note["source"], tuple(note["clip_ids"].splitlines()), concepts, **arrays)
+    return Hearing(note["source"], tuple(note["clip_ids"].splitlines()), concepts, **arrays, ear=note["ear"])

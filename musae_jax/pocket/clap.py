@@ -144,6 +144,7 @@ def train_clap(
     log: Callable[[dict], None],
     progress: Callable[[int, int, str], None] | None = None,
     config: ClapConfig = CLAP,
+    save_every: int = 250,
 ) -> Clap:
     """Trains from random parameters on the clips of corpus `seed`; a killed run goes on from its last checkpoint."""
     tokenizer = clap_tokenizer()
@@ -164,5 +165,5 @@ def train_clap(
 
     state = {"params": params, "opt": optimiser(training).init(params)}
     measure = lambda state: measure_clap(config, state["params"], tokenizer, held_out)  # noqa: E731
-    state = train_loop(folder, state, training.steps, step, measure, log, progress, evaluate_every=500)
+    state = train_loop(folder, state, training.steps, step, measure, log, progress, save_every, 500)
     return clap.replace(params=state["params"])

@@ -111,6 +111,7 @@ def train_tagger(
     log: Callable[[dict], None],
     progress: Callable[[int, int, str], None] | None = None,
     config: ASTConfig = TAGGER,
+    save_every: int = 250,
 ) -> Tagger:
     """Trains from random parameters; a killed run goes on from its last checkpoint in `folder`."""
     params = random_tagger(config, jax.random.key(training.seed), FRONT_END).params
@@ -127,5 +128,5 @@ def train_tagger(
 
     state = {"params": params, "opt": optimiser(training).init(params)}
     measure = lambda state: measure_tagger(config, state["params"], held_out)  # noqa: E731
-    state = train_loop(folder, state, training.steps, step, measure, log, progress, evaluate_every=500)
+    state = train_loop(folder, state, training.steps, step, measure, log, progress, save_every, 500)
     return Tagger(config=config, params=jax.tree.map(jnp.asarray, state["params"]), front_end=FRONT_END)
