@@ -26,17 +26,20 @@ def judged_names(run: Path) -> dict[Key, list[dict[str, Any]]]:
     """The names of each feature: rows of labels/labels.jsonl with two fields more, those that hold first.
 
     `judged` is what validation/names.jsonl says of the name, None where no other source knows it. `holds` is whether
-    the name may stand for the feature: it passed that judgement or, without one, rose above its own null.
+    the name may stand for the feature: it passed that judgement or, without one, rose above its own null. A name that
+    comes without a score (an audio LLM's) holds on its word alone where nothing was judged yet.
     """
+    path = run / "validation" / "names.jsonl"
     judged = {
         (key_of(row), row["source"], row["name"]): {name: row[name] for name in JUDGEMENT}
-        for row in optional(run / "validation" / "names.jsonl", [])
+        for row in optional(path, [])
     }
     names: dict[Key, list[dict[str, Any]]] = {}
     for row in optional(run / "labels" / "labels.jsonl", []):
         key = key_of(row)
         judgement = judged.get((key, row["source"], row["name"]))
-        holds = judgement["passed"] if judgement else row["confidence"] > 0
+        told = "score" in row["evidence"] or not path.exists()
+        holds = judgement["passed"] if judgement else row["confidence"] > 0 and told
         names.setdefault(key, []).append({**row, "judged": judgement, "holds": holds})
     for rows in names.values():
         # the composer's truth before what is estimated, and what is proven before what nobody could judge

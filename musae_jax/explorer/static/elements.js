@@ -23,6 +23,8 @@ const signed = (x, digits = 2) => (x == null ? "–" : `${x < 0 ? "−" : "+"}${
 const keyOf = (f) => `${f.hook}/${f.sae}/${f.feature}`;
 const featureLink = (key, text) => make("a", { href: `#f/${encodeURIComponent(key)}` }, text);
 const sourceName = (source) => SOURCES[source] || source;
+const ARTICLES = { truth: "the ", descriptors: "the ", tagger: "the ", llm: "an " };
+const theSource = (source) => (ARTICLES[source] || "") + sourceName(source);
 const between = (bounds, digits = 2) => (bounds ? ` (${number(bounds[0], digits)}–${number(bounds[1], digits)})` : "");
 const smallP = (p) => (p < 0.001 ? "< 0.001" : number(p, 3));
 const title = (f) => (f.named ? f.best.name : "unnamed");

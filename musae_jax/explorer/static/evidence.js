@@ -8,19 +8,19 @@ function ledeOf(f) {
   const j = n.judged;
   if (j && n.holds)
     return [
-      `Named by ${sourceName(n.source)} on one half of the tracks. On the other half ${sourceName(j.scorer)}, which had no part in the name, hears more of it in ${where} in which the feature fires than in one in which it is silent `,
+      `Named by ${theSource(n.source)} on one half of the tracks. On the other half ${theSource(j.scorer)}, which had no part in the name, hears more of it in ${where} in which the feature fires than in one in which it is silent `,
       strong(percent(j.detection, 0)),
       " of the time",
       j.null == null ? "." : `; of the names of other features it does so ${percent(j.null, 0)} of the time.`,
     ];
   if (j)
     return [
-      `Its best candidate, `,
+      "Its best candidate, ",
       strong(n.name),
-      ` (${sourceName(n.source)}), was not confirmed: by ${sourceName(j.scorer)}, which had no part in it, it tells where the feature fires with an AUROC of ${number(j.detection)}${between(j.interval)}. So it goes unnamed.`,
+      ` of ${theSource(n.source)}, was not confirmed: as ${theSource(j.scorer)} hears it, it tells where the feature fires with an AUROC of ${number(j.detection)}${between(j.interval)}. So it goes unnamed.`,
     ];
   if (n.score == null)
-    return [`${n.holds ? "Named" : "Heard as “" + n.name + "”"} by ${sourceName(n.source)}, and judged by nobody else.`];
+    return `${n.holds ? "Named" : `Called “${n.name}”`} by ${theSource(n.source)}, which gives no evidence, and judged by nobody else.`;
   if (n.holds)
     return [
       `Named on one half of the tracks. On the other half ${where} in which it fires has more of the concept than one in which it is silent `,
@@ -45,9 +45,11 @@ function evidenceLegend(f) {
     judged ? key(markOf("random"), "names of other features") : null,
   );
 }
+const UNJUDGED = "not judged: no other source knows the name, or the feature fires in too few held-out clips";
 function evidenceOf(f) {
   const grid = make("div", { class: "evidence", "data-testid": "evidence" });
   for (const n of f.names) {
+    if (n !== f.best) grid.append(make("hr"));
     grid.append(
       make("span", { class: `badge who ${n.source}` }, sourceName(n.source)),
       make("span", { class: n.holds ? "named" : "quiet" }, n.name),
@@ -60,7 +62,7 @@ function evidenceOf(f) {
     if (notes.length) grid.append(make("span", { class: "rivals quiet small" }, notes.join(" · ")));
     if (n.judged) grid.append(...judgement(n.judged));
     else if (data.proof)
-      grid.append(make("span", { class: "rivals quiet small" }, "no other source knows this name, so none judged it"));
+      grid.append(make("span", { class: "rivals quiet small", "data-testid": "unjudged" }, UNJUDGED));
   }
   return grid;
 }
@@ -143,9 +145,9 @@ function natureBlock(f) {
         {},
         i
           ? [
-              "Of five clips, four in which it fires, the fifth is found by ear ",
+              "Of five clips, in four of which it fires, the odd one is told by its sound ",
               make("b", {}, percent(i.score, 0)),
-              ` of the time; for clips drawn at random ${percent(i.null_mean, 0)} (one time in twenty ${percent(i.null_p95, 0)}), q ${smallP(i.q)}.`,
+              ` of the time; of clips drawn at random ${percent(i.null_mean, 0)}, one time in twenty ${percent(i.null_p95, 0)} (q ${smallP(i.q)}).`,
             ]
           : "It fires in too few clips, or nobody could listen.",
       ),
@@ -156,7 +158,7 @@ function natureBlock(f) {
         family.length
           ? [
               "Fires in the same clips as ",
-              family
+              ...family
                 .slice(0, MEMBERS)
                 .flatMap((g, n) => [
                   n ? ", " : "",

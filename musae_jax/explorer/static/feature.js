@@ -41,10 +41,7 @@ function detailPane(f) {
         ["Maximum", number(f.maximum)],
         ["Mean when active", number(f.mean_active)],
         ["Filter", REASONS[f.verdict] || f.verdict],
-        f.bucket ? ["Bucket", f.bucket, BUCKETS[f.bucket]] : null,
-      ]
-        .filter(Boolean)
-        .map(([k, v, hint]) => make("div", { title: hint }, make("dt", {}, k), make("dd", {}, v))),
+      ].map(([k, v]) => make("div", {}, make("dt", {}, k), make("dd", {}, v))),
     ),
   );
   if (f.names.length)

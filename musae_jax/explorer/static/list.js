@@ -46,7 +46,7 @@ function select() {
 }
 function featureRow(f) {
   const named = f.named;
-  const other = f.names.slice(1).find((n) => n.holds);
+  const other = f.names.find((n) => n.holds && n.name !== f.best.name);
   return make(
     "tr",
     { "data-key": f.key, "data-testid": "feature-row", "aria-current": f.key === state.key ? "true" : null },
@@ -67,7 +67,7 @@ function featureRow(f) {
             "div",
             { class: "source" },
             sourceName(f.best.source),
-            f.best.judged ? ` ✓ ${sourceName(f.best.judged.scorer)}` : "",
+            f.best.judged ? `, ✓ ${sourceName(f.best.judged.scorer)}` : "",
             other ? ` · ${sourceName(other.source)}: ${other.name}` : "",
           )
         : null,

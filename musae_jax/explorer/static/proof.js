@@ -111,7 +111,7 @@ function sourcesTable(p) {
       hint: "mean AUROC for the clips in which the feature fires; scale 0.3 to 1, tick at 0.5",
     },
     {
-      text: "mean",
+      text: "Mean AUROC",
       kind: "number",
       value: (r) => r.detection,
       cell: (r) => (r.detection == null ? "–" : [make("b", {}, number(r.detection)), between(r.ci)]),

@@ -30,7 +30,10 @@ function tiles() {
       : [
           "Names that are right",
           percent(right, 0),
-          `random SAE ${percent(data.proof.controls.random_sae && data.proof.controls.random_sae.precision, 0)}`,
+          Object.entries({ neurons: "neurons", random_sae: "random SAE" })
+            .filter(([control]) => data.proof.controls[control])
+            .map(([control, text]) => `${text} ${percent(data.proof.controls[control].precision, 0)}`)
+            .join(", "),
         ],
     t && t.sae
       ? [
