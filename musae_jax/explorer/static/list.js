@@ -10,14 +10,14 @@ const ORDER = {
 };
 const KINDS = {
   all: ["All", () => true],
-  named: ["Named", (f) => f.named],
+  named: ["Named", (f) => f.named, "its name passed or, where nobody could judge it, rose above its own null"],
   kept: ["Kept", (f) => f.verdict === "kept"],
   sound: ["With sound", (f) => f.sound],
 };
 const BUCKETS = {
   named: "a name passed the judgement of a source that did not give it (the composer’s truth aside)",
-  "coherent but unnamed": "the clips it fires in sound alike beyond chance, but no name passed",
-  neither: "no name passed, and the clips it fires in sound no more alike than others",
+  "coherent but unnamed": "the clips it fires in sound alike beyond chance, but no name passed (the composer’s truth aside)",
+  neither: "no name passed (the composer’s truth aside), and the clips it fires in sound no more alike than others",
 };
 
 function select() {
@@ -149,12 +149,13 @@ function listPane() {
     const row = event.target.closest("tr");
     if (row && !event.target.closest("a")) open(row.dataset.key);
   });
-  const chips = Object.entries(KINDS).map(([kind, [text]]) =>
+  const chips = Object.entries(KINDS).map(([kind, [text, , hint]]) =>
     make(
       "button",
       {
         class: "ghost",
         type: "button",
+        title: hint,
         "data-testid": `only-${kind}`,
         onclick: () => {
           list.only = kind;
