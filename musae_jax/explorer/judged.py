@@ -31,8 +31,7 @@ def judged_names(run: Path) -> dict[Key, list[dict[str, Any]]]:
     """
     path = run / "validation" / "names.jsonl"
     judged = {
-        (key_of(row), row["source"], row["name"]): {name: row[name] for name in JUDGEMENT}
-        for row in optional(path, [])
+        (key_of(row), row["source"], row["name"]): {name: row[name] for name in JUDGEMENT} for row in optional(path, [])
     }
     names: dict[Key, list[dict[str, Any]]] = {}
     for row in optional(run / "labels" / "labels.jsonl", []):

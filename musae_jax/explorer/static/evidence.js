@@ -39,7 +39,7 @@ function evidenceLegend(f) {
   return make(
     "div",
     { class: "legend" },
-    key(markOf("dot"), "the name"),
+    judged || f.names.some((n) => n.score != null) ? key(markOf("dot"), "the name") : null,
     f.names.some((n) => n.null_p95 != null) ? key(markOf("null"), "clips exchanged, 95 %") : null,
     judged ? key(markOf("neuron"), "against near misses only") : null,
     judged ? key(markOf("random"), "names of other features") : null,
@@ -130,8 +130,8 @@ function judgement(j) {
 const MEMBERS = 12; // of a family, shown before the rest is counted
 function natureBlock(f) {
   const i = f.intruder;
-  const family =
-    f.family < 0 ? [] : features.filter((g) => g !== f && g.hook === f.hook && g.sae === f.sae && g.family === f.family);
+  const kin = (g) => g !== f && g.hook === f.hook && g.sae === f.sae && g.family === f.family;
+  const family = f.family < 0 ? [] : features.filter(kin);
   return block(
     "Apart from names",
     "is it about one thing, and what fires with it?",

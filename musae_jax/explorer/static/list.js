@@ -1,6 +1,7 @@
 // The table of features: sorted, searched, drawn as far as it is scrolled.
 
-const list = { query: "", only: "all", sort: "confidence", down: true, drawn: 0, rows: [], sae: "", bucket: "", source: "" };
+const list = { query: "", only: "all", sort: "confidence", down: true, drawn: 0, rows: [] };
+Object.assign(list, { sae: "", bucket: "", source: "" }); // what is chosen; empty: any
 const ORDER = {
   feature: (f) => f.feature,
   name: (f) => (f.named ? f.best.name : "\uffff"),
@@ -16,7 +17,8 @@ const KINDS = {
 };
 const BUCKETS = {
   named: "a name passed the judgement of a source that did not give it (the composer’s truth aside)",
-  "coherent but unnamed": "the clips it fires in sound alike beyond chance, but no name passed (the composer’s truth aside)",
+  "coherent but unnamed":
+    "no name passed (the composer’s truth aside), but the clips it fires in sound alike beyond chance",
   neither: "no name passed (the composer’s truth aside), and the clips it fires in sound no more alike than others",
 };
 

@@ -81,7 +81,13 @@ function sourcesTable(p) {
       value: (r) => sourceName(r.source),
       cell: (r) => make("span", { class: `badge ${r.source}` }, sourceName(r.source)),
     },
-    { text: "Named", kind: "number", value: (r) => r.named, cell: (r) => String(r.named), hint: "features with a name" },
+    {
+      text: "Named",
+      kind: "number",
+      value: (r) => r.named,
+      cell: (r) => String(r.named),
+      hint: "features with a name",
+    },
     {
       text: "Judged by",
       value: (r) => r.scored_by,
@@ -294,7 +300,13 @@ function familiesTable(families) {
       count("Misnamed", "misnamed", FATES.misnamed[2]),
       count("Not found", "not_found", FATES["not found"][2]),
       count("Names", "names", "confirmed names that mean a concept of the family"),
-      { text: "Precision", kind: "number", value: (r) => r.precision, cell: ratio, hint: "share of names that are right" },
+      {
+        text: "Precision",
+        kind: "number",
+        value: (r) => r.precision,
+        cell: ratio,
+        hint: "share of names that are right; in brackets the 95 % interval over names",
+      },
       {
         text: "Recall",
         kind: "number",
