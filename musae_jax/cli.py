@@ -95,6 +95,17 @@ class LabelFlags:
 
 
 @dataclass(frozen=True)
+class ExportFlags:
+    """Writes the report of a run anew, or the run for Neuronpedia."""
+
+    run: Path
+    """The run folder."""
+    neuronpedia: Path | None = None
+    """A folder to write MODEL/SOURCE into, in the shape of Neuronpedia's exports, instead of the report: features,
+    activations of their exemplars, and their names with scores."""
+
+
+@dataclass(frozen=True)
 class InfoFlags:
     """What a checkpoint, activation store, SAE or run folder is."""
 
@@ -268,6 +279,16 @@ def generate_verb(flags: GenerateConfig) -> str:
     return ""
 
 
+def export_verb(flags: ExportFlags) -> str:
+    from musae_jax.explorer.neuronpedia import write_neuronpedia
+    from musae_jax.progress import progress_bar
+
+    if flags.neuronpedia is None:
+        return stage_verb("report")(StageFlags(flags.run))
+    with progress_bar("export", console) as progress:
+        return "\n".join(map(str, write_neuronpedia(flags.run, flags.neuronpedia, progress)))
+
+
 def info_verb(flags: InfoFlags) -> str:
     from musae_jax.info import describe
 
@@ -348,7 +369,7 @@ VERBS = {
     "label": Verb(LabelFlags, label_verb, "names for features"),
     "validate": Verb(StageFlags, stage_verb("validate"), "evidence for the names, by other sources than gave them"),
     "steer": Verb(StageFlags, stage_verb("steer"), "steer the best-named features, measured against controls"),
-    "export": Verb(StageFlags, stage_verb("report"), "the report as a static folder"),
+    "export": Verb(ExportFlags, export_verb, "the report as a static folder, or the run for Neuronpedia"),
     "generate": Verb(GenerateConfig, generate_verb, "prompt to sound"),
     "push": Verb(PushFlags, push_verb, "SAEs to the Hugging Face hub, with a card"),
     "info": Verb(InfoFlags, info_verb, "what a checkpoint, store, SAE or run is"),

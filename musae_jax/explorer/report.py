@@ -20,14 +20,17 @@ import soundfile
 
 from musae_jax.audio.io import read_audio
 from musae_jax.errors import MusaeError
+from musae_jax.explorer.judged import Key, judged_names, key_of, optional
 from musae_jax.explorer.pictures import HOP, RATE, write_picture
 from musae_jax.features.exemplars import Exemplar, load_exemplars
-from musae_jax.files import atomic_folder, read_json, read_json_lines
+from musae_jax.files import atomic_folder, read_json_lines
 
 CONTROL = "random"  # SAEs with this in their name were trained on a model with random weights: shown beside, not listed
 THRESHOLD = 0.3  # share of a feature's maximum above which a span is shaded
-SCRIPTS = ("elements.js", "sound.js", "list.js", "feature.js", "pages.js", "report.js")  # one scope, in this order
-Key = tuple[str, str, int]  # hook, SAE, feature
+SCRIPTS = tuple(  # one scope, in this order
+    f"{name}.js" for name in ("elements", "sound", "list", "evidence", "feature", "proof", "pages", "report")
+)
+LONG = ("captions", "prompt")  # evidence of an audio LLM that is not shown
 
 
 def write_report(
@@ -40,8 +43,9 @@ def write_report(
     """Builds RUN/report/index.html from the files of a run folder and returns its path; an older report is replaced.
 
     Reads features/<hook>/<sae>/{features.jsonl, exemplars.*, clips.jsonl, clips/}, and where they exist
-    sae/<hook>/<sae>/{metrics.json, train.jsonl}, labels/labels.jsonl, validation/{truth_table.jsonl,
-    truth_summary.json, judge.jsonl}, steering/{effects.jsonl, summary.json, sounds/} and run.json.
+    sae/<hook>/<sae>/{metrics.json, train.jsonl}, labels/labels.jsonl, validation/{names.jsonl, features.jsonl,
+    filters.jsonl, summary.json, truth_table.jsonl, truth_summary.json, judge.jsonl}, steering/{effects.jsonl,
+    summary.json, sounds/} and run.json.
 
     All features are in the table; the steered ones and those with the best evidence, `media_features` in all, get
     exemplars. `about` adds lines to the page about the run, such as {"model": …, "music": …}. Raises `MusaeError` when
@@ -51,9 +55,10 @@ def write_report(
     folders = sorted(path.parent for path in run.glob("features/*/*/features.jsonl"))
     if not folders:
         raise MusaeError(f"{run} holds no features/<hook>/<sae>/features.jsonl; run `musae features` on it first")
-    labels = _labels(run)
+    labels = judged_names(run)
+    nature = {key_of(r): r for r in optional(run / "validation" / "features.jsonl", [])}
     steering = _steering(run)
-    truth = _optional(run / "validation" / "truth_table.jsonl", [])
+    truth = optional(run / "validation" / "truth_table.jsonl", [])
     with atomic_folder(run / "report") as out:
         media = _Media(out, progress)
         rows, exemplars, saes = [], {}, []
@@ -61,9 +66,9 @@ def write_report(
         for folder in folders:
             hook, sae = folder.parent.name, folder.name
             saes.append(_quality(run, hook, sae))
-            found = _features(folder, hook, sae, labels)
+            found = _features(folder, hook, sae, labels, nature)
             rows += found
-            captions = {r["clip"]: r for r in _optional(folder / "clips.jsonl", [])}
+            captions = {r["clip"]: r for r in optional(folder / "clips.jsonl", [])}
             maximum = {r["feature"]: r["maximum"] for r in found}
             for exemplar in load_exemplars(folder) if (folder / "exemplars.jsonl").exists() else []:
                 key = (hook, sae, exemplar.feature)
@@ -71,7 +76,7 @@ def write_report(
                 if key in chosen and note is not None:
                     shown = _exemplar(exemplar, maximum[exemplar.feature], media.clip(folder / note["file"]), note)
                     exemplars.setdefault(_name(key), []).append(shown)
-        for key in [_key(r) for r in rows]:
+        for key in [key_of(r) for r in rows]:
             for row in steering["rows"].get(key, []):
                 row["media"] = media.clip(run / "steering" / row.pop("sound"))
         media.write()
@@ -84,8 +89,10 @@ def write_report(
             "exemplars": exemplars,
             "media": media.records,
             "truth": truth,
-            "truthSummary": _optional(run / "validation" / "truth_summary.json", None),
-            "judge": _optional(run / "validation" / "judge.jsonl", []),
+            "truthSummary": optional(run / "validation" / "truth_summary.json", None),
+            "proof": optional(run / "validation" / "summary.json", None),
+            "filters": optional(run / "validation" / "filters.jsonl", []),
+            "judge": optional(run / "validation" / "judge.jsonl", []),
             "steering": {_name(k): v for k, v in steering["rows"].items()},
             "steeringSummary": steering["summary"],
         }
@@ -93,37 +100,16 @@ def write_report(
     return run / "report" / "index.html"
 
 
-def _optional(path: Path, default: Any) -> Any:
-    if not path.exists():
-        return default
-    return read_json_lines(path) if path.suffix == ".jsonl" else read_json(path)
-
-
-def _key(row: Mapping[str, Any]) -> Key:
-    return row["hook"], row["sae"], int(row["feature"])
-
-
 def _name(key: Key) -> str:
     return "/".join(map(str, key))
 
 
-def _labels(run: Path) -> dict[Key, list[dict[str, Any]]]:
-    """Names of each feature, best evidence first; sources are kept apart."""
-    names: dict[Key, list[dict[str, Any]]] = {}
-    for row in _optional(run / "labels" / "labels.jsonl", []):
-        names.setdefault(_key(row), []).append(row)
-    for rows in names.values():
-        # the composer's truth before what is estimated from the signal, when both hold
-        rows.sort(key=lambda r: (r["confidence"] <= 0, r["source"] != "truth", -r["confidence"]))
-    return names
-
-
 def _steering(run: Path) -> dict[str, Any]:
     rows: dict[Key, list[dict[str, Any]]] = {}
-    for row in _optional(run / "steering" / "effects.jsonl", []):
+    for row in optional(run / "steering" / "effects.jsonl", []):
         kept = ("condition", "strength", "prompt", "text", "sound", "judge", "descriptor", "activation")
-        rows.setdefault(_key(row), []).append({k: row.get(k) for k in kept})
-    return {"rows": rows, "summary": _optional(run / "steering" / "summary.json", None)}
+        rows.setdefault(key_of(row), []).append({k: row.get(k) for k in kept})
+    return {"rows": rows, "summary": optional(run / "steering" / "summary.json", None)}
 
 
 def _choose(folders: list[Path], labels: dict[Key, list[dict]], steering: dict[str, Any], count: int) -> set[Key]:
@@ -133,19 +119,26 @@ def _choose(folders: list[Path], labels: dict[Key, list[dict]], steering: dict[s
         for row in read_json_lines(folder / "features.jsonl"):
             if row["density"] > 0:
                 key = (folder.parent.name, folder.name, row["feature"])
-                best = max((n["confidence"] for n in labels.get(key, [])), default=0.0)
+                best = max((n["confidence"] for n in labels.get(key, []) if n["holds"]), default=0.0)
                 candidates.append((key not in steering["rows"], -best, row["verdict"] != "kept", key))
     return {key for *_, key in sorted(candidates)[:count]}
 
 
-def _features(folder: Path, hook: str, sae: str, labels: dict[Key, list[dict]]) -> list[dict[str, Any]]:
+def _features(
+    folder: Path, hook: str, sae: str, labels: dict[Key, list[dict]], nature: dict[Key, dict]
+) -> list[dict[str, Any]]:
     rows = []
     for row in read_json_lines(folder / "features.jsonl"):
+        key = (hook, sae, row["feature"])
         names = [
-            {"source": n["source"], "name": n["name"], "confidence": n["confidence"], **n["evidence"]}
-            for n in labels.get((hook, sae, row["feature"]), [])
+            {
+                **{name: n[name] for name in ("source", "name", "confidence", "holds", "judged")},
+                **{name: value for name, value in n["evidence"].items() if name not in LONG},
+            }
+            for n in labels.get(key, [])
         ]
-        rows.append({"hook": hook, "sae": sae, **row, "names": names})
+        found = {name: nature[key][name] for name in ("bucket", "family", "intruder")} if key in nature else {}
+        rows.append({"hook": hook, "sae": sae, **row, **found, "names": names})
     return rows
 
 
@@ -155,12 +148,12 @@ def _quality(run: Path, hook: str, sae: str) -> dict[str, Any]:
     kept = ("fvu", "fvu_within_positions", "l0", "dead_share", "l2_ratio", "relative_reconstruction_bias", "density")
 
     def measures(path: Path | None) -> dict[str, Any] | None:
-        found = _optional(path, None) if path else None
+        found = optional(path, None) if path else None
         return {k: found[k] for k in (*kept, "tokens", "held_out") if k in found} if found else None
 
     curve = [
         [r["step"], round(r["fvu"], 5)]
-        for r in _optional(folder / sae / "train.jsonl", [])
+        for r in optional(folder / sae / "train.jsonl", [])
         if isinstance(r.get("fvu"), int | float)
     ]
     step = max(1, len(curve) // 300)
@@ -226,7 +219,7 @@ def _about(run: Path, about: Mapping[str, Any] | None) -> list[list[str]]:
         else:
             lines.append([prefix, value if isinstance(value, str) else json.dumps(value)])
 
-    walk("", _optional(run / "run.json", {}))
+    walk("", optional(run / "run.json", {}))
     return [*lines, ["report written", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")]]
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import scipy.sparse
@@ -9,12 +10,20 @@ import scipy.sparse
 from musae_jax.audio.io import write_audio
 from musae_jax.features.activity import Activity
 from musae_jax.features.exemplars import find_exemplars, save_clips, save_exemplars
+from musae_jax.features.firing import find_firing
 from musae_jax.features.statistics import feature_statistics, save_statistics
 from musae_jax.files import write_json, write_json_lines
-from musae_jax.labels.descriptors import describe_clips, name_by_descriptors
+from musae_jax.labels.descriptors import hear_descriptors
+from musae_jax.labels.detection import best_names
+from musae_jax.labels.hearing import Hearing, hear_truth
+from musae_jax.labels.naming import name_features
 from musae_jax.labels.scores import Concept, Truth
-from musae_jax.labels.truth import measure_truth, name_by_truth, summarise_table, truth_table
+from musae_jax.labels.truth import measure_truth, summarise_table, truth_table
+from musae_jax.names import _features, _summary
 from musae_jax.steering.effects import Target, summarise
+from musae_jax.validation.detections import examine, set_exam
+from musae_jax.validation.filters import sweep_filters
+from musae_jax.validation.known_truth import Named
 
 RATE, HOOK, SAE = 16000, "blocks.2.resid_post", "main"
 VOICES = {
@@ -26,7 +35,7 @@ VOICES = {
 CONCEPTS = (
     *(Concept(f"instrument: {v}", "instrument") for v in VOICES),
     Concept("drums: any", "drums"),
-    Concept("tempo: fast", "tempo"),
+    Concept("tempo: 125 bpm", "tempo"),
     Concept("register: high", "register"),
     Concept("mode: minor", "mode"),
     Concept("percussion: snare", "percussion", "frame"),
@@ -89,6 +98,73 @@ def activities(rng, truth, features, noise):
     return values[:, :, rng.permutation(features)]
 
 
+def ear(source, rng, known, noise):
+    """A source that hears the truth, as well as `noise` lets it; what sounds alike to it is alike in truth."""
+    truth = hear_truth(known)
+    clips = (truth.clips + noise * rng.normal(size=truth.clips.shape)).astype(np.float32)
+    parts = (truth.parts + noise * rng.normal(size=truth.parts.shape)).astype(np.float32)
+    return Hearing(source, truth.clip_ids, truth.concepts, clips, parts, clips)
+
+
+def ask(label, rng, count=6):
+    """What an audio LLM says of the first features: names that need not be right, without a score."""
+    return [
+        {
+            "hook": HOOK, "sae": SAE, "feature": feature, "source": "llm", "name": rng.choice(CONCEPTS[:8]).name,
+            "confidence": 0.8, "evidence": {
+                "model": "an-audio-llm", "presentation": "captions", "clips": list(label.clip_ids[:3]),
+                "captions": ["a flute", None, "drums"], "prompt": "merge-1", "description": "A steady <b>pulse</b>.",
+                "concepts": [{"name": "pulse", "confidence": 0.7}],
+            },
+        }
+        for feature in label.features[:count]
+    ]  # fmt: skip
+
+
+def prove(out, activity, halves, labels, heard, known, controls):
+    """The files of the validation stage, for the names in `labels` and for what else could have been named."""
+    tracks = {clip: clip for clip in activity.clip_ids}
+    config = SimpleNamespace(seed=0, validate=SimpleNamespace(permutations=99))
+
+    def firing(of, half):
+        clips = [n for n, clip in enumerate(of.clip_ids) if halves[clip] == half]
+        return find_firing(of, clips, np.flatnonzero(of.clip_max.max(0) > 0), 0.2)
+
+    def exam(of):
+        return set_exam(firing(of, "score"), heard, tracks, 99, 50)
+
+    def named(of, rows):
+        return Named(
+            firing(of, "label"), firing(of, "score"), [r for r in rows if r["passed"] and r["source"] != "truth"]
+        )
+
+    def name(of):
+        label = firing(of, "label")
+        for source, hearing in heard.items():
+            best, _ = best_names(hearing.subset(label.clip_ids), label)
+            about = {"hook": "", "sae": "", "source": source}
+            for n in np.flatnonzero(best >= 0):
+                yield {**about, "feature": label.features[n], "name": hearing.concepts[best[n]].name}
+
+    judged = examine(exam(activity), labels)
+    features = _features(exam(activity), judged)
+    sae = named(activity, judged)
+    write_json_lines(out / "names.jsonl", judged)
+    write_json_lines(out / "features.jsonl", [{"hook": HOOK, "sae": SAE, **row} for row in features])
+    write_json_lines(out / "filters.jsonl", [{"hook": HOOK, **row} for row in sweep_filters(activity, sae.names)])
+    beside = {which: [named(of, examine(exam(of), list(name(of))))] for which, of in controls.items()}
+    summary = _summary(
+        SimpleNamespace(tracks=tracks, config=config),
+        labels,
+        judged,
+        features,
+        hear_truth(known) if known else None,
+        [sae],
+        beside if known else {},
+    )
+    write_json(out / "summary.json", summary)
+
+
 def make_run(run, clips=60, features=120, seconds=8.0, seed=0, truth=True):
     """Writes the files of a finished run to `run` and returns it."""
     run, rng = Path(run), np.random.default_rng(seed)
@@ -113,14 +189,32 @@ def make_run(run, clips=60, features=120, seconds=8.0, seed=0, truth=True):
     captions = {i: p[2] for i, p in zip(ids, played)} if truth else None
     save_clips(folder, (e.clip for e in found), audio.__getitem__, RATE, captions)
 
-    labels = name_by_descriptors(activity, describe_clips(ids, audio.__getitem__, RATE), halves, HOOK, SAE)
+    label, score = (
+        find_firing(
+            activity,
+            [n for n, clip in enumerate(ids) if halves[clip] == half],
+            np.flatnonzero(activity.clip_max.max(0) > 0),
+            0.2,
+        )
+        for half in ("label", "score")
+    )
+    heard = {"descriptors": hear_descriptors(ids, audio.__getitem__, RATE)}
+    sources = dict(heard)
     if truth:
+        heard |= {"tagger": ear("tagger", rng, known, 0.3), "clap": ear("clap", rng, known, 0.5)}
+        sources = {"truth": hear_truth(known), **heard}
+    labels = [
+        row for hearing in sources.values() for row in name_features(hearing, label, score, HOOK, SAE, permutations=99)
+    ]
+    controls = {}
+    if truth:
+        labels += ask(label, rng)
         neuron = dictionary(0.16, 24)
         neuron = Activity(ids, frames, neuron.values.todense() + rng.normal(size=neuron.values.shape) * 0.2)
+        controls = {"neurons": neuron, "random_weights": dictionary(0.4, 60)}
         scores = measure_truth(
-            {"sae": activity, "neuron": neuron, "random_weights": dictionary(0.4, 60)}, known, halves
+            {"sae": activity, "neuron": neuron, "random_weights": controls["random_weights"]}, known, halves
         )
-        labels = name_by_truth(scores["sae"], known, HOOK, SAE) + labels
         table = truth_table(scores, known)
         write_json_lines(run / "validation" / "truth_table.jsonl", table)
         write_json(run / "validation" / "truth_summary.json", summarise_table(table, list(scores)))
@@ -130,6 +224,7 @@ def make_run(run, clips=60, features=120, seconds=8.0, seed=0, truth=True):
         )
         steer(run / "steering", rng, labels)
     write_json_lines(run / "labels" / "labels.jsonl", labels)
+    prove(run / "validation", activity, halves, labels, heard, known if truth else None, controls)
 
     quality = {"fvu": 0.214, "fvu_within_positions": 0.262, "l0": 31.8, "dead_share": 0.083, "l2_ratio": 0.94}
     control = {"fvu": 0.378, "fvu_within_positions": 0.41, "l0": 32.1, "dead_share": 0.31, "l2_ratio": 0.9}

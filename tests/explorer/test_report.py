@@ -53,9 +53,45 @@ def test_every_feature_is_listed_with_its_names_and_statistics(run):
         names = [n for n in labels if n["feature"] == row["feature"]]
         assert sorted(n["name"] for n in shown["names"]) == sorted(n["name"] for n in names)
         for name in shown["names"]:
-            assert {"source", "score", "null_p95", "n", "confidence"} <= set(name)
-    named = next(f for f in data["features"] if len(f["names"]) == 2 and f["names"][0]["confidence"] > 0)
-    assert named["names"][0]["confidence"] > 0 or named["names"][1]["confidence"] == 0
+            assert {"source", "confidence", "holds", "judged"} <= set(name) and "captions" not in name
+            assert ({"score", "null_p95", "n"} <= set(name)) == (name["source"] != "llm")
+        holds = [name["holds"] for name in shown["names"]]
+        assert holds == sorted(holds, reverse=True)
+
+
+def test_a_name_stands_beside_the_judgement_of_another_source(run):
+    names = {(f["feature"], n["source"]): n for f in data_of(run)["features"] for n in f["names"]}
+    judged = {(r["feature"], r["source"]): r for r in read_json_lines(run / "validation" / "names.jsonl")}
+    assert {source for _, source in judged} == {"truth", "descriptors", "tagger", "clap", "llm"}
+    for key, name in names.items():
+        if key in judged:
+            assert name["judged"] == {k: judged[key][k] for k in name["judged"]} and name["judged"]["scorer"] != key[1]
+            assert name["holds"] == judged[key]["passed"]
+        else:  # a word of an audio LLM alone is no evidence
+            assert name["judged"] is None and name["holds"] == (name["confidence"] > 0 and key[1] != "llm")
+    assert {name["holds"] for key, name in names.items() if key in judged} == {True, False}
+    assert any(name["judged"] and name["judged"]["span"] for name in names.values())
+
+
+def test_features_carry_bucket_family_and_intruder_where_they_were_judged(run):
+    data = data_of(run)
+    nature = {r["feature"]: r for r in read_json_lines(run / "validation" / "features.jsonl")}
+    for shown in data["features"]:
+        expected = nature.get(shown["feature"], {})
+        assert [shown.get(k) for k in ("bucket", "family", "intruder")] == [
+            expected.get(k) for k in ("bucket", "family", "intruder")
+        ]
+    assert data["proof"]["controls"].keys() == {"neurons", "random_weights"} and len(data["filters"]) == 96
+
+
+def test_before_validation_names_rest_on_their_own_confidence(run, tmp_path):
+    for part in ("features", "labels"):
+        shutil.copytree(run / part, tmp_path / part)
+    write_report(tmp_path, media_features=1)
+    data = data_of(tmp_path)
+    assert data["proof"] is None and data["filters"] == [] and "bucket" not in data["features"][0]
+    for name in (n for f in data["features"] for n in f["names"]):
+        assert name["judged"] is None and name["holds"] == (name["confidence"] > 0)
 
 
 def test_exemplars_carry_their_curve_on_the_scale_of_the_features_maximum(run):
@@ -108,6 +144,7 @@ def test_music_without_truth_and_without_steering(tmp_path):
     shutil.rmtree(run / "sae")
     (run / "run.json").unlink()
     data = json.loads(json.dumps(data_of(write_report(run).parent.parent)))
+    assert data["proof"]["overall"] is None and "concepts" not in data["proof"]  # nobody knows what is right
     assert data["truth"] == [] and data["steeringSummary"] is None and data["saes"][0]["metrics"] is None
     assert {n["source"] for f in data["features"] for n in f["names"]} == {"descriptors"}
 
@@ -153,11 +190,17 @@ def test_the_page_works_in_a_browser(run, tmp_path):
     dom = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
     assert "<title>ERROR" not in dom, re.search(r"<title>(.*?)</title>", dom)[1]
     out = json.loads(re.search(r'<pre id="result">(.*?)</pre>', dom, re.S)[1].replace("&amp;", "&"))
-    assert out["rows"] == 48 and out["tiles"] == 6 and out["curves"] >= 1 and out["title"] != "unnamed"
+    assert out["rows"] == 48 and out["tiles"] == 7 and out["curves"] >= 1 and out["title"] != "unnamed"
     assert out["ascending"] == list(range(48)) and out["dense"] == sorted(out["dense"], reverse=True)
     assert 0 < len(out["found"]) < 48 and all(out["title"] in text for text in out["found"])
     assert out["clicked"].endswith("%2F0") and out["down"].endswith("%2F1") and out["up"].endswith("%2F0")
     assert out["players"] >= 9 and out["steering"]
     assert out["stayed"] and 48 < out["cursor"] < 50  # an arrow on a player seeks and leaves the feature
+    proof = data_of(run)["proof"]
+    assert out["judged"] and out["nature"]
+    assert set(out["verdicts"]) <= {"passed", "not passed"}
+    assert out["buckets"] == proof["buckets"] and sum(out["bySource"]) > 0
+    assert out["sources"] == len(proof["sources"]) and out["fates"] == len(proof["concepts"])
+    assert out["rights"] == 3 and out["families"] == len(proof["families"]) and out["filters"] == 8
     assert out["concepts"] == len(CONCEPTS) and out["truthFirst"] == min(c.name for c in CONCEPTS)
     assert out["effects"] == 4 and out["run"] > 200 and out["switched"] and out["back"]

@@ -1,12 +1,10 @@
-// One feature: evidence, exemplars, steering.
+// One feature: its page, exemplars, steering. What is said of its names is in evidence.js.
 
 const state = { tab: "concepts", key: null, first: null };
 const REASONS = { kept: "kept", dead: "never active", rare: "too few clips", common: "too many clips" };
 
 function detailPane(f) {
   const pane = make("article", { class: "detail", "data-testid": "detail", "aria-label": `Feature ${f.feature}` });
-  const best = f.best,
-    named = f.confidence > 0;
   const step = (by, text, label) =>
     make(
       "button",
@@ -19,21 +17,6 @@ function detailPane(f) {
       },
       text,
     );
-  const lede = !best
-    ? "No concept goes with it on the clips that were used for naming."
-    : named
-      ? [
-          "Named on one half of the tracks. On the other half, ",
-          best.level === "frame" ? "a moment" : "a clip",
-          " with the concept is more active than one without it ",
-          make("strong", {}, percent(best.score, 0)),
-          ` of the time; on shuffled clips the best of all names reaches ${percent(best.null_p95, 0)} one time in twenty.`,
-        ]
-      : [
-          "Its best candidate, ",
-          make("strong", {}, best.name),
-          `, scores ${number(best.score)} on held-out tracks, no more than names reach on shuffled clips (${number(best.null_p95)}). So it goes unnamed.`,
-        ];
   pane.append(
     make(
       "header",
@@ -43,7 +26,7 @@ function detailPane(f) {
         {},
         make("p", { class: "overline" }, `Feature ${f.feature} · ${f.hook} · ${f.sae}`),
         make("h2", { "data-testid": "feature-title" }, title(f)),
-        make("p", { class: "lede" }, lede),
+        make("p", { class: "lede" }, ledeOf(f)),
       ),
       make("div", { class: "walk" }, step(-1, "←", "Previous feature"), step(1, "→", "Next feature")),
     ),
@@ -62,7 +45,8 @@ function detailPane(f) {
     ),
   );
   if (f.names.length)
-    pane.append(block("Evidence", "AUROC on held-out tracks; grey: 95 % of the null", null, evidenceOf(f)));
+    pane.append(block("Evidence", "AUROC on held-out tracks", null, evidenceLegend(f), evidenceOf(f)));
+  if (f.bucket) pane.append(natureBlock(f));
   const shown = data.exemplars[f.key] || [];
   if (shown.length) pane.append(exemplarBlock(f, shown));
   else
@@ -91,37 +75,6 @@ const block = (name, note, extra, ...content) =>
     content,
   );
 
-function evidenceOf(f) {
-  const grid = make("div", { class: "evidence", "data-testid": "evidence" });
-  for (const n of f.names) {
-    const shuffles = n.p == null ? "" : ` · p ${n.p < 0.001 ? "< 0.001" : number(n.p, 3)}`;
-    grid.append(
-      make("span", { class: `badge who ${n.source}` }, SOURCES[n.source] || n.source),
-      make("span", { class: n.confidence > 0 ? "named" : "quiet" }, n.name),
-      strip(n.score, n.null_p95, [], `AUROC ${number(n.score)}, null ${number(n.null_p95)}`),
-      make(
-        "span",
-        { class: "small number" },
-        make("b", {}, number(n.score)),
-        make(
-          "span",
-          { class: "quiet" },
-          ` null ${number(n.null_mean)}–${number(n.null_p95)}${shuffles} · ${n.positives} of ${n.n} clips`,
-        ),
-      ),
-    );
-    const notes = [];
-    if (n.threshold != null && n.direction !== "equal")
-      notes.push(
-        `${n.direction === "low" ? "below" : "above"} ${Math.abs(n.threshold) >= 100 ? number(n.threshold, 0) : number(n.threshold)} (${n.unit})`,
-      );
-    if (n.spearman != null) notes.push(`rank correlation ${signed(n.spearman)}`);
-    const rivals = (n.candidates || []).filter((c) => c.name !== n.name);
-    if (rivals.length) notes.push(`next: ${rivals.map((c) => `${c.name} ${number(c.score)}`).join(", ")}`);
-    if (notes.length) grid.append(make("span", { class: "rivals quiet small" }, notes.join(" · ")));
-  }
-  return grid;
-}
 function exemplarBlock(f, shown) {
   const seconds = Math.max(...shown.map((e) => data.media[e.media].seconds));
   const players = shown.map((e) => {

@@ -1,32 +1,44 @@
 // The table of features: sorted, searched, drawn as far as it is scrolled.
 
-const list = { query: "", only: "all", sort: "confidence", down: true, drawn: 0, rows: [], sae: "" };
+const list = { query: "", only: "all", sort: "confidence", down: true, drawn: 0, rows: [] };
+Object.assign(list, { sae: "", bucket: "", source: "" }); // what is chosen; empty: any
 const ORDER = {
   feature: (f) => f.feature,
-  name: (f) => (f.confidence > 0 ? f.best.name : "\uffff"),
-  confidence: (f) => f.confidence + 1e-3 * (f.best ? f.best.score : 0),
+  name: (f) => (f.named ? f.best.name : "\uffff"),
+  confidence: (f) => f.named + f.confidence + 1e-3 * ((f.best && f.best.score) || 0),
   density: (f) => f.density,
   share: (f) => f.share,
 };
 const KINDS = {
   all: ["All", () => true],
-  named: ["Above null", (f) => f.confidence > 0],
+  named: ["Named", (f) => f.named, "its name passed or, where nobody could judge it, rose above its own null"],
   kept: ["Kept", (f) => f.verdict === "kept"],
   sound: ["With sound", (f) => f.sound],
+};
+const BUCKETS = {
+  named: "a name passed the judgement of a source that did not give it (the composer’s truth aside)",
+  "coherent but unnamed":
+    "no name passed (the composer’s truth aside), but the clips it fires in sound alike beyond chance",
+  neither: "no name passed (the composer’s truth aside), and the clips it fires in sound no more alike than others",
 };
 
 function select() {
   const words = list.query.toLowerCase().split(/\s+/).filter(Boolean);
   const fits = (f) => {
     const text = `${f.feature} ${f.names
-      .filter((n) => n.confidence > 0)
+      .filter((n) => n.holds)
       .map((n) => n.name)
       .join(" ")} ${f.verdict} ${f.hook}`.toLowerCase();
     return words.every((w) => text.includes(w));
   };
   const order = ORDER[list.sort];
   list.rows = features.filter(
-    (f) => KINDS[list.only][1](f) && (!list.sae || `${f.hook}/${f.sae}` === list.sae) && fits(f),
+    (f) =>
+      KINDS[list.only][1](f) &&
+      (!list.sae || `${f.hook}/${f.sae}` === list.sae) &&
+      (!list.bucket || f.bucket === list.bucket) &&
+      (!list.source || f.names.some((n) => n.source === list.source && n.holds)) &&
+      fits(f),
   );
   list.rows.sort((a, b) => {
     const x = order(a),
@@ -35,8 +47,8 @@ function select() {
   });
 }
 function featureRow(f) {
-  const named = f.confidence > 0;
-  const other = f.names.slice(1).find((n) => n.confidence > 0);
+  const named = f.named;
+  const other = f.names.find((n) => n.holds && n.name !== f.best.name);
   return make(
     "tr",
     { "data-key": f.key, "data-testid": "feature-row", "aria-current": f.key === state.key ? "true" : null },
@@ -56,16 +68,19 @@ function featureRow(f) {
         ? make(
             "div",
             { class: "source" },
-            SOURCES[f.best.source] || f.best.source,
-            other ? ` · ${SOURCES[other.source] || other.source}: ${other.name}` : "",
+            sourceName(f.best.source),
+            f.best.judged ? `, ✓ ${sourceName(f.best.judged.scorer)}` : "",
+            other ? ` · ${sourceName(other.source)}: ${other.name}` : "",
           )
         : null,
     ),
     make(
       "td",
       { style: "width:24%" },
-      f.best
-        ? strip(f.best.score, f.best.null_p95, [], `AUROC ${number(f.best.score)}, null ${number(f.best.null_p95)}`)
+      f.best && f.best.score != null
+        ? strip(f.best.score, f.best.null_p95, {
+            label: `AUROC ${number(f.best.score)}, null ${number(f.best.null_p95)}`,
+          })
         : "",
     ),
     make("td", { class: "number" }, percent(f.density, f.density < 0.001 ? 2 : 1)),
@@ -136,12 +151,13 @@ function listPane() {
     const row = event.target.closest("tr");
     if (row && !event.target.closest("a")) open(row.dataset.key);
   });
-  const chips = Object.entries(KINDS).map(([kind, [text]]) =>
+  const chips = Object.entries(KINDS).map(([kind, [text, , hint]]) =>
     make(
       "button",
       {
         class: "ghost",
         type: "button",
+        title: hint,
         "data-testid": `only-${kind}`,
         onclick: () => {
           list.only = kind;
@@ -152,6 +168,23 @@ function listPane() {
     ),
   );
   const names = [...new Set(features.map((f) => `${f.hook}/${f.sae}`))];
+  const sources = Object.keys(SOURCES).filter((s) => features.some((f) => f.names.some((n) => n.source === s)));
+  // a list of [value, text] to choose from, kept in list[field]
+  const choice = (field, label, all, options, after = () => {}) =>
+    make(
+      "select",
+      {
+        "aria-label": label,
+        "data-testid": field,
+        onchange: (e) => {
+          list[field] = e.target.value;
+          refresh();
+          after();
+        },
+      },
+      make("option", { value: "" }, all),
+      options.map(([value, text]) => make("option", { value, selected: value === list[field] }, text)),
+    );
   const refresh = () => {
     select();
     drawRows(body, true);
@@ -197,21 +230,34 @@ function listPane() {
         },
       }),
       names.length > 1
-        ? make(
-            "select",
-            {
-              "aria-label": "Dictionary",
-              "data-testid": "dictionary",
-              onchange: (e) => {
-                list.sae = e.target.value;
-                refresh();
-                tiles();
-              },
-            },
-            make("option", { value: "" }, "All dictionaries"),
-            names.map((n) => make("option", { value: n, selected: n === list.sae }, n)),
+        ? choice(
+            "sae",
+            "Dictionary",
+            "All dictionaries",
+            names.map((n) => [n, n]),
+            tiles,
           )
         : null,
+      make(
+        "div",
+        { class: "choices" },
+        features.some((f) => f.bucket)
+          ? choice(
+              "bucket",
+              "Bucket",
+              "Any bucket",
+              Object.keys(BUCKETS).map((b) => [b, b]),
+            )
+          : null,
+        sources.length > 1
+          ? choice(
+              "source",
+              "Source of the name",
+              "Any source",
+              sources.map((s) => [s, `named by ${sourceName(s)}`]),
+            )
+          : null,
+      ),
       make("div", { class: "chips" }, chips, count),
     ),
     scroll,

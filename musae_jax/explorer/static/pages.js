@@ -95,19 +95,7 @@ function truthPage() {
         s.sae ? `. The SAE’s best feature exceeds its null for ${s.sae.above_null}.` : "",
       ),
     );
-  const key = (kind, text) =>
-    make(
-      "span",
-      {},
-      kind === "null"
-        ? draw(
-            "svg",
-            { viewBox: "0 0 12 12", class: "symbol", "aria-hidden": "true" },
-            draw("rect", { class: "null", x: 0, y: 3, width: 12, height: 6 }),
-          )
-        : markOf(kind),
-      ` ${text}`,
-    );
+  const key = (kind, text) => make("span", {}, markOf(kind), ` ${text}`);
   page.append(
     make(
       "div",
@@ -134,15 +122,13 @@ function truthPage() {
           cell: (r) =>
             r.sae_auroc == null
               ? make("span", { class: "quiet small" }, "too few clips")
-              : strip(
-                  r.sae_auroc,
-                  r.sae_null_p95,
-                  [
+              : strip(r.sae_auroc, r.sae_null_p95, {
+                  label: `SAE ${number(r.sae_auroc)}, neuron ${number(r.neuron_auroc)}, random weights ${number(r.random_weights_auroc)}`,
+                  others: [
                     ["random", r.random_weights_auroc],
                     ["neuron", r.neuron_auroc],
                   ],
-                  `SAE ${number(r.sae_auroc)}, neuron ${number(r.neuron_auroc)}, random weights ${number(r.random_weights_auroc)}`,
-                ),
+                }),
         },
         { text: "SAE", kind: "number", value: dictionary("sae"), cell: (r) => linked(r, "sae") },
         {

@@ -7,8 +7,10 @@ function tiles() {
   const m = s.metrics || {},
     c = s.control;
   const beside = (k, show) => (c && c[k] != null ? `random weights ${show(c[k])}` : s.hook);
-  const named = mine.filter((f) => f.confidence > 0).length;
+  const confirmed = data.proof && mine.some((f) => f.bucket);
+  const named = mine.filter((f) => (confirmed ? f.bucket === "named" : f.named)).length;
   const t = data.truthSummary;
+  const right = data.proof && data.proof.overall && data.proof.overall.precision;
   const cards = [
     ["Unexplained variance, FVU", number(m.fvu, 3), beside("fvu", (x) => number(x, 3))],
     ["Active per frame, L0", number(m.l0, 1), beside("l0", (x) => number(x, 1))],
@@ -19,10 +21,20 @@ function tiles() {
       "by the share of clips",
     ],
     [
-      "Named above null",
+      confirmed ? "Named and confirmed" : "Named above null",
       [String(named), make("small", {}, ` of ${mine.filter((f) => f.density > 0).length} alive`)],
-      "on held-out tracks",
+      confirmed ? "by another source" : "on held-out tracks",
     ],
+    right == null
+      ? null
+      : [
+          "Names that are right",
+          percent(right, 0),
+          Object.entries({ neurons: "neurons", random_sae: "random SAE" })
+            .filter(([control]) => data.proof.controls[control])
+            .map(([control, text]) => `${text} ${percent(data.proof.controls[control].precision, 0)}`)
+            .join(", "),
+        ],
     t && t.sae
       ? [
           "Concepts, mean AUROC",
@@ -52,6 +64,7 @@ function tiles() {
 }
 const TABS = {
   concepts: ["Concepts", null],
+  ...(data.proof ? { proof: ["Proof", proofPage] } : {}),
   truth: ["Truth", truthPage],
   steering: ["Steering", steeringPage],
   run: ["Run", runPage],
