@@ -163,6 +163,8 @@ class ValidateConfig:
     """Exchanges of clips that make a name's null."""
     draws: int = 200
     """Draws of clips for intervals."""
+    ducked: int = 40
+    """How many of the surest names are heard again with the rest of the clip made softer."""
     controls: bool = True
     """The same for neurons, components, random directions and the SAE on random weights."""
 

@@ -3,6 +3,7 @@ and to a run folder."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -24,8 +25,9 @@ from musae_jax.labels.llm.client import LLMClient
 from musae_jax.labels.llm.labeller import label_features
 from musae_jax.labels.llm.presentation import Clip as HeardClip
 from musae_jax.labels.naming import name_features
+from musae_jax.labels.onnx_tagger import load_onnx_folder
 from musae_jax.labels.scores import shuffles
-from musae_jax.labels.tags import hear_tags
+from musae_jax.labels.tags import hear_onnx, hear_tags
 from musae_jax.labels.truth import measure_truth, summarise_table, truth_table
 from musae_jax.labels.vocabulary import MUSIC, POCKET
 from musae_jax.labels.zero_shot import hear_words, with_any_text
@@ -36,6 +38,7 @@ from musae_jax.sae.controls import neuron_sae, pca_sae, random_sae
 from musae_jax.sae.formats import load_sae
 from musae_jax.validation.agreement import agreement
 from musae_jax.validation.detections import Exam, examine, set_exam, summarise_source
+from musae_jax.validation.ducking import ducked_difference, ducked_sounds
 from musae_jax.validation.filters import sweep_filters
 from musae_jax.validation.intruder import intruder_scores
 from musae_jax.validation.known_truth import Named, name_table
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 TABLE_PERMUTATIONS = 20  # of the table of truth, whose null needs its means only
+DUCKED_CLIPS = 3  # of a feature
 SAMPLE = 20_000  # positions that components and random directions are made from
 
 
@@ -73,7 +77,7 @@ def hear(run: "Run", progress: Progress | None = None) -> dict[str, Hearing]:
             if source == "descriptors":
                 known = hear_descriptors(clips, run.audio, rate, progress)
             elif source == "tagger":
-                known = hear_tags(load_tagger(where), clips, run.audio, rate, progress)
+                known = _tags(where, clips, run.audio, rate, progress)
             else:
                 words = POCKET if name == "pocket" else MUSIC
                 known = hear_words(load_clap(where), words, clips, run.audio, rate, progress)
@@ -83,6 +87,12 @@ def hear(run: "Run", progress: Progress | None = None) -> dict[str, Hearing]:
         any_text = source == "clap" and name != "pocket"
         heard[source] = with_any_text(known, load_clap(where)) if any_text else known
     return heard
+
+
+def _tags(where: str | Path, clips: Sequence[str], load: Callable, rate: int, progress: Progress | None) -> Hearing:
+    if any(Path(where).expanduser().glob("*.onnx")):
+        return hear_onnx(load_onnx_folder(where), clips, load, rate, progress)
+    return hear_tags(load_tagger(where), clips, load, rate, progress)
 
 
 def label_stage(run: "Run", progress: Progress | None = None) -> None:
@@ -183,6 +193,7 @@ def validate_stage(run: "Run", progress: Progress | None = None) -> None:
         mine = [row for row in names if row["hook"] == hook]
         exam = _exam(run, activity, heard)
         rows = examine(exam, mine, progress)
+        _duck(run, activity, exam, rows, progress)
         judged += rows
         features += [{"hook": hook, "sae": run.name, **row} for row in _features(exam, rows)]
         passed = [row for row in rows if row["passed"] and row["source"] != "truth"]
@@ -200,6 +211,34 @@ def validate_stage(run: "Run", progress: Progress | None = None) -> None:
 def _exam(run: "Run", activity: Activity, heard: dict[str, Hearing]) -> Exam:
     c = run.config.validate
     return set_exam(firing_of(run, activity, "score"), heard, run.tracks, c.permutations, c.draws, run.config.seed)
+
+
+def _duck(run: "Run", activity: Activity, exam: Exam, rows: list[dict[str, Any]], progress: Progress | None) -> None:
+    """Adds to the surest names that the tagger has confirmed what it hears when all but the spans in which the feature
+    is active is made softer (`ducked`, see `validation.ducking`)."""
+    name = ear(run, "tagger") if "tagger" in exam.hearings else ""
+    if not name or not run.config.validate.ducked:
+        return
+    sure = sorted(
+        (row for row in rows if row["passed"] and row["scorer"] == "tagger" and row["source"] != "truth"),
+        key=lambda row: (-row["detection"], row["feature"]),
+    )[: run.config.validate.ducked]
+    rate, numbers = run.model.config.sampling_rate, {clip: n for n, clip in enumerate(activity.clip_ids)}
+    place = {feature: n for n, feature in enumerate(exam.firing.features)}
+    sounds: dict[str, np.ndarray] = {}
+    for row in sure:
+        fires = exam.firing.clips[:, place[row["feature"]]]
+        strongest = sorted(
+            (exam.firing.clip_ids[n] for n in np.flatnonzero(fires)),
+            key=lambda clip: -activity.clip_mean[numbers[clip], row["feature"]],
+        )[:DUCKED_CLIPS]
+        for clip in strongest:
+            curve = activity.curve(numbers[clip], row["feature"])
+            sounds |= ducked_sounds(f"{row['feature']}/{clip}", run.audio(clip), rate, curve)
+    if sounds:
+        heard = _tags(BUNDLED["tagger"] if name == "pocket" else name, list(sounds), sounds.__getitem__, rate, progress)
+        for row in sure:
+            row["ducked"] = ducked_difference(heard, f"{row['feature']}/", row["name"])
 
 
 def _features(exam: Exam, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -81,6 +81,21 @@ def load_onnx_tagger(embedding_model: str | Path, heads: Iterable[str | Path]) -
     return OnnxTagger(Part(embedding, embedding.get_inputs()[0].name, output), tuple(parts), tuple(labels))
 
 
+def load_onnx_folder(folder: str | Path) -> OnnxTagger:
+    """The tagger of a folder that holds an embedding model, discogs-effnet-….onnx, and heads with their .json.
+
+    Raises:
+      MusaeError: the folder has no embedding model or several, or `load_onnx_tagger` does.
+    """
+    found = sorted(Path(folder).glob("*.onnx"))
+    embedding = [path for path in found if path.name.startswith("discogs-effnet-")]
+    if len(embedding) != 1:
+        raise MusaeError(
+            f"{folder} holds {len(embedding)} models discogs-effnet-….onnx, but one is needed beside its heads"
+        )
+    return load_onnx_tagger(embedding[0], [path for path in found if path != embedding[0]])
+
+
 def tag(tagger: OnnxTagger, audio: np.ndarray, rate: int) -> np.ndarray:
     """How probable each tag is in each sound: [B, S] in -1..1 at `rate` Hz -> float32 [B, C], the mean over patches.
 

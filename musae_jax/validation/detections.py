@@ -5,6 +5,7 @@ the tracks from which no name was chosen, the name must tell the clips in which 
 does not, and from those that sound most like them.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from musae_jax.features.firing import Firing
+from musae_jax.labels.auroc import auroc, auroc_from_ranks, rank
 from musae_jax.labels.detection import Detection, detect, fires_as, most_alike
 from musae_jax.labels.evidence import clip_weights, corrected, interval
 from musae_jax.labels.hearing import Hearing
@@ -92,10 +94,12 @@ def examine(
     p, q, passed                     by exchanges of clips; corrected over the source's names; q of at most 5 %
     firing, n                        clips in which the feature fires, of how many
     span                             see `SpanTest`; null where the scorer hears the name in whole clips only
+    others                           AUROC by the other sources that know the name
     """
     place = {feature: n for n, feature in enumerate(exam.firing.features)}
     found, results = [], []
     cache: dict[tuple[str, str], tuple[str, np.ndarray] | None] = {}
+    hear = functools.cache(lambda source, name: heard_of(name, exam.hearings[source]))
     for done, row in enumerate(rows, start=1):
         key = row["source"], row["name"]
         if key not in cache:
@@ -107,7 +111,8 @@ def examine(
             if fires.any() and not fires.all():
                 found.append(detect(heard, fires, exam.orders, exam.weights, exam.near[:, feature]))
                 span = span_test(heard, fires) if heard.shape[1] > 1 else None
-                results.append(_row(row, scorer, found[-1], span))
+                others = _others(exam, hear, row, scorer, feature)
+                results.append({**_row(row, scorer, found[-1], span), "others": others})
         if progress and (done % 100 == 0 or done == len(rows)):
             progress(done, len(rows), "names examined")
     for source in {row["source"] for row in results}:
@@ -137,11 +142,22 @@ def _row(row: Mapping[str, Any], scorer: str, found: Detection, span: Any) -> di
     }
 
 
+def _others(exam: Exam, hear: Callable, row: Mapping[str, Any], scorer: str, feature: int) -> dict[str, float]:
+    result = {}
+    for source in SCORERS.get(row["source"], SCORERS["llm"]):
+        if source in (scorer, row["source"]) or source not in exam.hearings:
+            continue
+        heard = hear(source, row["name"])
+        if heard is not None:
+            fires = fires_as(exam.firing, feature, heard.shape[1] > 1)
+            if fires.any() and not fires.all():
+                result[source] = round(float(auroc(heard.reshape(-1, 1), fires.reshape(-1, 1))[0, 0]), 4)
+    return result
+
+
 def _null_of_labels(exam: Exam, results: Sequence[Mapping[str, Any]], cache: Mapping) -> np.ndarray:
     """Of each row: the mean AUROC with which the other names that the source gave to features of the same fifth of
     firing rates tell where this feature fires. [rows]"""
-    from musae_jax.labels.auroc import auroc_from_ranks, rank
-
     place = {feature: n for n, feature in enumerate(exam.firing.features)}
     null = np.full(len(results), np.nan)
     for source in {row["source"] for row in results}:
@@ -190,6 +206,7 @@ def summarise_source(rows: Sequence[Mapping[str, Any]], named: int) -> dict[str,
         "near": _mean([row["near"] for row in rows]),
         "passed": sum(row["passed"] for row in rows),
         "spans": _spans(rows),
+        "ducked": _ducked(rows),
     }
 
 
@@ -203,6 +220,19 @@ def _spans(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "auroc": _mean([test["auroc"] for test in tests]),
         "null": _mean([test["null_mean"] for test in tests]),
         "passed": int((q <= LEVEL).sum()),
+    }
+
+
+def _ducked(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Of the names that were heard with the rest ducked: how many, the mean difference for true and for shifted spans,
+    and the share for which the true one is the greater."""
+    tests = [row["ducked"] for row in rows if row.get("ducked")]
+    if not tests:
+        return None
+    return {
+        "tested": len(tests),
+        **{kind: _mean([test[kind] for test in tests]) for kind in ("true", "shifted")},
+        "won": round(float(np.mean([test["true"] > test["shifted"] for test in tests])), 4),
     }
 
 

@@ -1,10 +1,9 @@
 """Does a name hold when the feature fires, and not a moment before or after? Spans of a clip against the same spans
-shifted within it, and sound in which only the spans, or only the rest, can be heard well.
+shifted within it.
 
 What lasts for a whole clip cannot pass: a shifted span hears it as well. The test is for what comes and goes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,22 +60,3 @@ def _share_ties(values: np.ndarray, ranks: np.ndarray) -> np.ndarray:
         _, place = np.unique(value, return_inverse=True)
         result[row] = (np.bincount(place, rank) / np.bincount(place))[place]
     return result
-
-
-def duck(
-    audio: np.ndarray,
-    sampling_rate: int,
-    spans: Sequence[tuple[float, float]],
-    decibels: float = -20.0,
-    fade: float = 0.02,
-    rest: bool = False,
-) -> np.ndarray:
-    """A clip [S] in which all but `spans` (seconds) is softer by `decibels`, or with `rest` the spans themselves;
-    `fade` seconds lead from one to the other."""
-    seconds = np.arange(len(audio)) / sampling_rate
-    inside = np.zeros(len(audio), np.float32)
-    for start, end in spans:
-        edge = np.minimum(seconds - start, end - seconds) / fade
-        inside = np.maximum(inside, np.clip(edge + 0.5, 0, 1).astype(np.float32))
-    kept = 1 - inside if rest else inside
-    return (audio * 10 ** (decibels / 20 * (1 - kept))).astype(np.float32)

@@ -12,10 +12,11 @@ from musae_jax.labels.hearing import Hearing
 from musae_jax.labels.scores import Concept, shuffles
 from musae_jax.validation.agreement import agreement
 from musae_jax.validation.detections import examine, set_exam, summarise_source
+from musae_jax.validation.ducking import duck, ducked_difference, ducked_sounds
 from musae_jax.validation.filters import sweep_filters
 from musae_jax.validation.intruder import intruder_scores
 from musae_jax.validation.known_truth import Named, chance, judged_concepts, lift, name_table
-from musae_jax.validation.spans import duck, span_test
+from musae_jax.validation.spans import span_test
 
 CLIPS, PARTS = 200, 20
 CONCEPTS = (
@@ -72,6 +73,7 @@ def test_another_source_confirms_right_names_and_no_others(music):
     for one in judged[:3]:
         low, high = one["interval"]
         assert low < one["detection"] < high and one["near"] > 0.7 and one["firing"] < one["n"] == CLIPS
+    assert set(judged[0]["others"]) == {"descriptors"} and judged[0]["others"]["descriptors"] > 0.8
     assert judged[2]["null"] is None and all(one["null"] < 0.65 for one in judged if one["null"] is not None)
     assert judged[0]["span"] is None and judged[2]["span"]["auroc"] > 0.8 and judged[2]["span"]["p"] <= 0.01
     json.dumps(judged, allow_nan=False)
@@ -162,6 +164,19 @@ def test_the_rest_is_ducked_by_20_decibels():
     assert rest[300] == pytest.approx(0.1, rel=1e-3) and rest[700] == pytest.approx(1)
     assert np.abs(np.diff(kept)).max() < 0.2 and 0.1 < kept[200] < 1  # it fades
     np.testing.assert_allclose(duck(audio, 1000, []), 0.1, rtol=1e-3)
+
+
+def test_a_name_that_is_heard_in_the_spans_is_heard_when_the_rest_is_ducked():
+    time = np.arange(2000) / 1000
+    audio = np.where((time > 0.5) & (time < 0.8), 1.0, 0.1).astype(np.float32)  # loud where the feature is active
+    curve = ((np.arange(100) >= 25) & (np.arange(100) < 40)).astype(float)
+    sounds = ducked_sounds("7/a", audio, 1000, curve) | ducked_sounds("8/a", audio, 1000, np.ones(100))
+    assert len(sounds) == 4 and all(name.startswith("7/a/") for name in sounds)
+    level = np.asarray([[np.abs(sound).max()] for sound in sounds.values()])
+    heard = Hearing("tagger", tuple(sounds), (Concept("dynamics: loud", "dynamics"),), level, np.zeros((4, 1, 0)))
+    found = ducked_difference(heard, "7/", "loudness: loud")
+    assert found["clips"] == 1 and found["true"] > 1 > 0 > found["shifted"]
+    assert ducked_difference(heard, "8/", "loudness: loud") is None and ducked_difference(heard, "7/", "kazoo") is None
 
 
 def test_the_intruder_is_found_among_what_is_alike():
