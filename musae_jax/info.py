@@ -12,7 +12,9 @@ from musae_jax.activations.store import Store, is_store, open_store
 from musae_jax.compose.soundfont import find_soundfont
 from musae_jax.errors import MusaeError
 from musae_jax.files import read_json
+from musae_jax.models.ast import load_tagger
 from musae_jax.models.audiocraft import is_audiocraft
+from musae_jax.models.clap_checkpoints import read_clap_config
 from musae_jax.models.summary import describe_model
 from musae_jax.places import open_place
 from musae_jax.sae.formats import is_sae, load_sae
@@ -20,7 +22,7 @@ from musae_jax.sae.hooks import describe_hook
 
 
 def describe(path: str) -> str:
-    """A few lines about a run folder, an activation store, an SAE, or a model."""
+    """A few lines about a run folder, an activation store, an SAE, a MusicGen, a tagger or a CLAP."""
     folder = Path(path)
     if (folder / "run.json").exists():
         record = read_json(folder / "run.json")
@@ -32,12 +34,33 @@ def describe(path: str) -> str:
         c = load_sae(folder).config
         active = f", k = {c.k}" if c.k else ""
         return f"{c.architecture} SAE: {c.d_in} → {c.d_sae}{active}, at {describe_hook(c.hook)}"
+    if kind := _model_type(folder):
+        return kind
     if path != "pocket" and folder.exists() and not is_audiocraft(folder) and not (folder / "config.json").exists():
         raise MusaeError(
             f"{path} holds no run.json, metadata.json, cfg.json, config.json or state_dict.bin; give a folder that"
             " musae wrote, or a model's"
         )
     return describe_model(path)
+
+
+def _model_type(folder: Path) -> str:
+    """A line about a tagger or a CLAP, "" for anything else."""
+    kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+    if kind == "audio-spectrogram-transformer":
+        c = load_tagger(folder).config
+        return (
+            f"audio classifier (AST): {len(c.labels)} classes such as {c.labels[0]!r}, {c.num_hidden_layers} blocks of "
+            f"width {c.hidden_size}, windows of {c.max_length} frames of {c.num_mel_bins} bands"
+        )
+    if kind == "clap":
+        c = read_clap_config(folder)
+        return (
+            f"CLAP: sound of {c.sampling_rate} Hz in windows of {c.mel.max_length_s} s, HTS-AT of {c.audio.depths} "
+            f"blocks, RoBERTa of {c.text.num_hidden_layers} blocks of width {c.text.hidden_size}, joint space of "
+            f"{c.projection_dim}"
+        )
+    return ""
 
 
 def _describe_store(store: Store) -> str:
@@ -72,6 +95,8 @@ def doctor() -> str:
     lines.append(f"soundfont {font.name}" if font else "no soundfont: `pip install pretty_midi` brings one")
     if importlib.util.find_spec("libtpu") is None:
         lines.append("libtpu (optional, for `musae bench pod`) is missing: `pip install libtpu`")
+    if importlib.util.find_spec("onnxruntime") is None:
+        lines.append("onnxruntime (optional, for Discogs-EffNet taggers) is missing: `pip install onnxruntime`")
     if importlib.util.find_spec("tinysoundfont") is None:
         lines.append("tinysoundfont (optional) is missing: `pip install --no-deps tinysoundfont`")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,15 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+from llm_server import KEY, LLMServer
 
 from musae_jax import cli
 from musae_jax.config import RunConfig, from_record
 from musae_jax.run import STAGES, begin_run, run_stage
 
 FLAGS = (
-    "--compose.clips", "12", "--compose.seconds", "2", "--train.steps", "30", "--train.d-sae", "64", "--train.k", "8",
-    "--train.batch-size", "128", "--label.permutations", "5", "--features.maximum-share", "1.0",
-    "--steer.features", "1", "--steer.clips", "2", "--steer.seconds", "1",
+    "--compose.clips", "24", "--compose.seconds", "2", "--train.steps", "30", "--train.d-sae", "64", "--train.k", "8",
+    "--train.batch-size", "128", "--features.maximum-share", "1.0", "--label.permutations", "19",
+    "--validate.permutations", "19", "--steer.features", "1", "--steer.clips", "2", "--steer.seconds", "1",
 )  # fmt: skip
 
 
@@ -63,12 +65,24 @@ def test_every_stage_leaves_its_files(whole):
         f"features/{hook}/{sae}/features.jsonl",
         f"features/{hook}/{sae}/statistics.safetensors",
         "labels/labels.jsonl",
+        "labels/heard-tagger.safetensors",
+        "labels/heard-clap.safetensors",
         "validation/truth_table.jsonl",
+        "validation/names.jsonl",
+        "validation/features.jsonl",
+        "validation/filters.jsonl",
     ):
         assert name in made, name
     assert (whole / "report" / "index.html").exists()
     row = json.loads(made["validation/truth_table.jsonl"].splitlines()[0])
     assert {"concept", "sae_auroc", "neuron_auroc", "random_weights_auroc"} <= set(row)
+    rows = [json.loads(line) for line in made["labels/labels.jsonl"].splitlines()]
+    assert {row["source"] for row in rows} == {"truth", "descriptors", "tagger", "clap"}
+    summary = json.loads(made["validation/summary.json"])
+    assert set(summary["controls"]) == {"random_sae", "neurons", "pca", "random_weights"}
+    for source, found in summary["sources"].items():
+        assert found["named"] == sum(row["source"] == source for row in rows) and found["scored_by"] != source
+    assert {"precision", "recall"} <= set(summary["overall"]) and len(summary["families"]) > 5
 
 
 def test_a_finished_run_is_left_alone_and_another_config_refused(whole, tiny_folder, capsys):
@@ -83,10 +97,35 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(whole, tiny_fol
 def test_a_stage_verb_works_on_a_run(whole, capsys):
     before = files(whole)
     assert cli.main(["label", "--run", str(whole)]) == 0
+    assert cli.main(["validate", "--run", str(whole)]) == 0
     assert files(whole) == before
     capsys.readouterr()
     assert cli.main(["label", "--run", str(whole / "nothing")]) == 2
     assert "run.json is missing" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_an_audio_llm_names_and_another_source_judges(whole, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with LLMServer().running() as server:
+        flags = ["--llm.model", "a-model", "--llm.base-url", server.url, "--llm.max-clips", "2"]
+        assert cli.main(["label", "--run", str(out), *flags]) == 0
+        paid = server.paid.total()
+        assert cli.main(["label", "--run", str(out)]) == 0  # the run remembers, and its cache
+        assert paid > 3 and server.paid.total() == paid and not server.faults
+    rows = [json.loads(line) for line in (out / "labels" / "labels.jsonl").read_text().splitlines()]
+    named = [row for row in rows if row["source"] == "llm"]
+    assert named and all(row["name"] and row["evidence"]["model"] == "a-model" for row in named)
+    assert len(rows) - len(named) == len((whole / "labels" / "labels.jsonl").read_text().splitlines())
+    assert not any(KEY in path.read_text(errors="ignore") for path in out.rglob("*.json*"))
+    assert cli.main(["validate", "--run", str(out)]) == 0
+    summary = json.loads((out / "validation" / "summary.json").read_text())
+    assert summary["sources"]["llm"]["named"] == len(named)
+    assert cli.main(["export", "--run", str(out)]) == 0
+    assert cli.main(["label", "--run", str(out), "--sources", "llm", "--tagger", "no/such place"]) == 0  # tagger unused
+    assert cli.main(["label", "--run", str(out), "--sources", "tagger"]) == 2
+    assert "there is no folder" in capsys.readouterr().err.replace("\n", "")
 
 
 @pytest.mark.parametrize("harvest", [{"live": True}, {"store": "memory://bucket/run"}])

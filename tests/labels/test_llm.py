@@ -308,7 +308,7 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_that_it_has(tmp_path):
     with LLMServer(mischief, delay=0.01).running() as server:
         whole = label(server.url, tmp_path / "whole")
         server.attempts.clear(), server.paid.clear()
-        command = [sys.executable, str(Path(__file__).parent / "llm_run.py"), server.url, str(tmp_path / "killed")]
+        command = [sys.executable, str(Path(__file__).parents[1] / "llm_run.py"), server.url, str(tmp_path / "killed")]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         while server.paid.total() < 70:
