@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from musae_jax.errors import MusaeError
@@ -118,9 +118,13 @@ def load_hearing(path: str | Path) -> Hearing:
     """Reads what `save_hearing` wrote."""
     if not Path(path).exists():
         raise MusaeError(f"{path} is missing; run `musae label` first")
-    with safe_open(path, "np") as file:
-        note: Mapping[str, str] = file.metadata()
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-    rows = [line.split("\t") for line in note["concepts"].splitlines()]
-    concepts = tuple(Concept(name, family, level) for level, family, name in rows)
-    return Hearing(note["source"], tuple(note["clip_ids"].splitlines()), concepts, **arrays, ear=note["ear"])
+    try:
+        with safe_open(path, "np") as file:
+            note: Mapping[str, str] = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+        rows = [line.split("\t") for line in note["concepts"].splitlines()]
+        concepts = tuple(Concept(name, family, level) for level, family, name in rows)
+        clips = tuple(note["clip_ids"].splitlines())
+        return Hearing(note["source"], clips, concepts, **arrays, ear=note["ear"])
+    except (KeyError, ValueError, TypeError, SafetensorError) as error:
+        raise MusaeError(f"{path} is damaged ({error}); delete it and run `musae label` again") from None

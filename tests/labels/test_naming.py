@@ -163,6 +163,9 @@ def test_hearings_on_disk(corpus, tmp_path):
         hearing.subset(["elsewhere"])
     with pytest.raises(MusaeError, match="run `musae label` first"):
         load_hearing(tmp_path / "nothing")
+    (tmp_path / "cut").write_bytes((tmp_path / "heard.safetensors").read_bytes()[:-100])
+    with pytest.raises(MusaeError, match="is damaged"):
+        load_hearing(tmp_path / "cut")
     with pytest.raises(ValueError, match="its scores are"):
         Hearing("x", ("a",), CONCEPTS, np.zeros((1, 5)), np.zeros((1, 3, 1)))
 
