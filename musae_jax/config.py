@@ -163,6 +163,8 @@ class ValidateConfig:
     """Exchanges of clips that make a name's null."""
     draws: int = 200
     """Draws of clips for intervals."""
+    strong: float = 0.8
+    """The AUROC that the source of a name and its judge must both reach on held-out clips."""
     ducked: int = 40
     """How many of the surest names are heard again with the rest of the clip made softer."""
     controls: bool = True

@@ -210,7 +210,8 @@ def validate_stage(run: "Run", progress: Progress | None = None) -> None:
 
 def _exam(run: "Run", activity: Activity, heard: dict[str, Hearing]) -> Exam:
     c = run.config.validate
-    return set_exam(firing_of(run, activity, "score"), heard, run.tracks, c.permutations, c.draws, run.config.seed)
+    firing = firing_of(run, activity, "score")
+    return set_exam(firing, heard, run.tracks, c.permutations, c.draws, run.config.seed, c.strong)
 
 
 def _duck(run: "Run", activity: Activity, exam: Exam, rows: list[dict[str, Any]], progress: Progress | None) -> None:

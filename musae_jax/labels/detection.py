@@ -84,35 +84,77 @@ def detect(
     orders: np.ndarray,
     weights: np.ndarray | None = None,
     near: np.ndarray | None = None,
-) -> Detection:
-    """What is heard [n, W] against where a feature fires, bool [n, W]; W is 1 for what holds for whole clips.
+) -> list[Detection]:
+    """What is heard of a name, [n, W], against where each of F features fires, bool [n, W, F]; W is 1 for what holds
+    for whole clips.
 
-    `orders` [R, n] exchange clips (`scores.shuffles`), `weights` [B, n] draw them (without: no draws), `near` bool [n]
-    are the clips that count as near misses.
+    `orders` [R, n] exchange clips (`scores.shuffles`), `weights` [B, n] draw them (without: no draws), `near` bool
+    [n, F] are the clips that count as near misses.
     """
+    clips, parts, features = fires.shape
     ranks = ranks_of(heard)
-    found, *null = shuffled_auroc(ranks, fires, np.vstack([np.arange(len(fires)), orders]))
-    null = np.asarray(null)
-    among = None if near is None else fires.any(1) | near
-    with_near = np.nan
-    if among is not None and (near & ~fires.any(1)).any():
-        rows = heard[among], fires[among]
-        with_near = float(shuffled_auroc(ranks_of(rows[0]), rows[1], np.arange(len(rows[0]))[None])[0])
-    return Detection(
-        auroc=float(found),
-        near=with_near,
-        null_mean=float(np.nanmean(null)),
-        null_p95=float(np.nanquantile(null, 0.95)),
-        p=p_value(found, null),
-        draws=np.zeros(0) if weights is None else bootstrap_auroc(ranks, fires, weights),
-        firing=int(fires.any(1).sum()),
-        clips=len(fires),
-    )
+    flat = fires.reshape(clips * parts, features).astype(np.float32)
+    null = _exchanged(ranks, fires, flat, orders)
+    found = _from_sums(ranks.reshape(1, -1) @ flat, flat)[0]
+    beats = (heard > heard.T) + 0.5 * (heard == heard.T) if parts == 1 else None  # [n, n]
+    draws = np.zeros((features, 0))
+    if weights is not None and beats is not None:
+        draws = np.stack([_drawn(beats, fires[:, 0, f], weights) for f in range(features)])
+    elif weights is not None:
+        draws = np.stack([bootstrap_auroc(ranks, fires[:, :, f], weights) for f in range(features)])
+    return [
+        Detection(
+            auroc=float(found[f]),
+            near=np.nan if near is None else _against(heard, fires[:, :, f], near[:, f], beats),
+            null_mean=float(np.nanmean(null[:, f])),
+            null_p95=float(np.nanquantile(null[:, f], 0.95)),
+            p=p_value(found[f], null[:, f]),
+            draws=draws[f],
+            firing=int(fires[:, :, f].any(1).sum()),
+            clips=clips,
+        )
+        for f in range(features)
+    ]
 
 
-def fires_as(firing: Firing, feature: int, framed: bool) -> np.ndarray:
-    """Where feature number `feature` of `firing` fires: bool [n, W], or [n, 1] by whole clips."""
-    return firing.parts[:, :, feature] if framed else firing.clips[:, [feature]]
+def _from_sums(sums: np.ndarray, flat: np.ndarray) -> np.ndarray:
+    """AUROCs [R, F] from sums of ranks where features fire, [R, F]; `flat` [N, F] is where they do."""
+    positives, rows = flat.sum(0, dtype=np.float64), len(flat)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 0.5 + sums * (rows / (positives * (rows - positives)))
+
+
+def _exchanged(ranks: np.ndarray, fires: np.ndarray, flat: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """AUROCs [R, F] when clip i fires as clip orders[r, i] does."""
+    if not (np.sort(orders, 1) == np.arange(len(ranks))).all():  # tracks of different lengths: a clip may give twice
+        return np.stack([shuffled_auroc(ranks, fires[:, :, f], orders) for f in range(flat.shape[1])], 1)
+    back = np.argsort(orders, 1)  # moving the ranks the other way is the same, and is done once for all features
+    sums = [ranks[back[start : start + 64]].reshape(-1, len(flat)) @ flat for start in range(0, len(back), 64)]
+    return _from_sums(np.concatenate(sums).astype(np.float64), flat)
+
+
+def _drawn(beats: np.ndarray, fires: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUROC [B] with clips counted by `weights` [B, n]; `beats` [n, n] says which clip is heard more."""
+    inside, outside = weights * fires, weights * ~fires
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ((inside @ beats) * outside).sum(1) / (inside.sum(1) * outside.sum(1))
+
+
+def _against(heard: np.ndarray, fires: np.ndarray, near: np.ndarray, beats: np.ndarray | None) -> float:
+    """AUROC of where a feature fires against the clips `near` alone; NaN where there are none."""
+    inside, near = fires.any(1), near & ~fires.any(1)
+    if not near.any() or not inside.any():
+        return float("nan")
+    if beats is not None:
+        return float(beats[np.ix_(inside, near)].mean())
+    among = inside | near
+    rows = heard[among], fires[among]
+    return float(shuffled_auroc(ranks_of(rows[0]), rows[1], np.arange(len(rows[0]))[None])[0])
+
+
+def fires_as(firing: Firing, features: Sequence[int] | np.ndarray, framed: bool) -> np.ndarray:
+    """Where features, by their numbers in `firing`, fire: bool [n, W, F'], or [n, 1, F'] by whole clips."""
+    return firing.parts[:, :, features] if framed else firing.clips[:, None, features]
 
 
 def _same_clips(hearing: Hearing, firing: Firing) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from musae_jax.features.firing import Firing
-from musae_jax.labels.detection import best_names, detect, fires_as
+from musae_jax.labels.detection import Detection, best_names, detect, fires_as
 from musae_jax.labels.evidence import corrected
 from musae_jax.labels.hearing import Hearing
 from musae_jax.labels.scores import shuffles
@@ -43,41 +43,43 @@ def name_features(
     tracks = tracks or {clip: clip for clip in score.clip_ids}
     orders = shuffles([tracks[clip] for clip in score.clip_ids], permutations, seed)
     named = np.flatnonzero((best >= 0) & score.told)
-    rows = []
-    for done, place in enumerate(named, start=1):
-        concept = int(best[place])
-        found = detect(held_out.of(concept), fires_as(score, place, bool(hearing.framed[concept])), orders)
-        ranked = np.argsort(-np.nan_to_num(chosen[place], nan=-1.0), kind="stable")[:CANDIDATES]
-        evidence = {
-            "metric": "AUROC",
-            "level": hearing.concepts[concept].level,
-            "score": round(found.auroc, 4),
-            "label_score": round(float(chosen[place, concept]), 4),
-            "null_mean": round(found.null_mean, 4),
-            "null_p95": round(found.null_p95, 4),
-            "p": round(found.p, 5),
-            "n": found.clips,
-            "positives": found.firing,
-            "candidates": [
-                {"name": hearing.concepts[c].name, "label_score": round(float(chosen[place, c]), 4)}
-                for c in ranked.tolist()
-                if np.isfinite(chosen[place, c])
-            ],
-        }
-        rows.append(
-            {
+    rows = {}
+    for concept in np.unique(best[named]).tolist():
+        places = named[best[named] == concept]
+        fires = fires_as(score, places, bool(hearing.framed[concept]))
+        for place, found in zip(places.tolist(), detect(held_out.of(concept), fires, orders)):
+            rows[place] = {
                 "hook": hook,
                 "sae": sae,
                 "feature": label.features[place],
                 "source": hearing.source,
                 "name": hearing.concepts[concept].name,
                 "confidence": 0.0,
-                "evidence": evidence,
+                "evidence": _evidence(hearing, concept, chosen[place], found),
             }
-        )
-        if progress and (done % 100 == 0 or done == len(named)):
-            progress(done, len(named), "names")
-    return with_confidence(rows)
+        if progress:
+            progress(len(rows), len(named), "names")
+    return with_confidence([rows[place] for place in named.tolist()])
+
+
+def _evidence(hearing: Hearing, concept: int, chosen: np.ndarray, found: Detection) -> dict[str, Any]:
+    ranked = np.argsort(-np.nan_to_num(chosen, nan=-1.0), kind="stable")[:CANDIDATES].tolist()
+    return {
+        "metric": "AUROC",
+        "level": hearing.concepts[concept].level,
+        "score": round(found.auroc, 4),
+        "label_score": round(float(chosen[concept]), 4),
+        "null_mean": round(found.null_mean, 4),
+        "null_p95": round(found.null_p95, 4),
+        "p": round(found.p, 5),
+        "n": found.clips,
+        "positives": found.firing,
+        "candidates": [
+            {"name": hearing.concepts[c].name, "label_score": round(float(chosen[c]), 4)}
+            for c in ranked
+            if np.isfinite(chosen[c])
+        ],
+    }
 
 
 def with_confidence(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ the tracks from which no name was chosen, the name must tell the clips in which 
 does not, and from those that sound most like them.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from musae_jax.features.firing import Firing
-from musae_jax.labels.auroc import auroc, auroc_from_ranks, rank
-from musae_jax.labels.detection import Detection, detect, fires_as, most_alike
+from musae_jax.labels.auroc import auroc_from_ranks, rank
+from musae_jax.labels.detection import detect, fires_as, most_alike
 from musae_jax.labels.evidence import clip_weights, corrected, interval
 from musae_jax.labels.hearing import Hearing
 from musae_jax.labels.naming import LEVEL
@@ -30,6 +29,7 @@ SCORERS = {
     "truth": ("tagger", "clap", "descriptors"),
     "llm": ("clap", "tagger", "descriptors"),
 }
+STRONG = 0.8
 BINS = 5  # of firing rate, in which names are exchanged for the null of labels
 
 
@@ -43,6 +43,7 @@ class Exam:
       orders: int [R, n], exchanges of clips.
       weights: float32 [B, n], draws of clips.
       near: bool [n, F], the near misses of each feature.
+      strong: the AUROC that both the source and its judge must reach for a name to pass.
     """
 
     firing: Firing
@@ -50,6 +51,7 @@ class Exam:
     orders: np.ndarray
     weights: np.ndarray
     near: np.ndarray
+    strong: float
 
 
 def set_exam(
@@ -59,6 +61,7 @@ def set_exam(
     permutations: int = 999,
     draws: int = 200,
     seed: int = 0,
+    strong: float = STRONG,
 ) -> Exam:
     """The exam on the clips of `firing`. Near misses are the silent clips nearest to the firing ones by what is
     measured in them (`descriptors`), as many as fire; any source with an embedding stands in where it is missing."""
@@ -69,7 +72,7 @@ def set_exam(
     if ear is not None and ear.embedding is not None:
         near = most_alike(ear.embedding, firing.clips, firing.clips.sum(0))
     orders = shuffles([tracks[clip] if tracks else clip for clip in clips], permutations, seed)
-    return Exam(firing, heard, orders, clip_weights(len(clips), draws, seed), near)
+    return Exam(firing, heard, orders, clip_weights(len(clips), draws, seed), near, strong)
 
 
 def scorer_of(source: str, name: str, hearings: Mapping[str, Hearing]) -> tuple[str, np.ndarray] | None:
@@ -91,68 +94,88 @@ def examine(
     detection, interval              AUROC for firing against silent clips; its middle 95 % over drawn clips
     near                             the same against near misses alone
     null                             mean AUROC of other names, of features that fire about as often
-    p, q, passed                     by exchanges of clips; corrected over the source's names; q of at most 5 %
+    own                              AUROC by the source itself, where it is one that hears
+    p, q, passed                     by exchanges of clips; corrected over the source's names; whether q is at most 5 %
+                                     and both AUROCs are strong
     firing, n                        clips in which the feature fires, of how many
     span                             see `SpanTest`; null where the scorer hears the name in whole clips only
     others                           AUROC by the other sources that know the name
     """
     place = {feature: n for n, feature in enumerate(exam.firing.features)}
-    found, results = [], []
     cache: dict[tuple[str, str], tuple[str, np.ndarray] | None] = {}
-    hear = functools.cache(lambda source, name: heard_of(name, exam.hearings[source]))
-    for done, row in enumerate(rows, start=1):
-        key = row["source"], row["name"]
-        if key not in cache:
-            cache[key] = scorer_of(*key, exam.hearings)
-        feature = place.get(row["feature"])
-        if cache[key] is not None and feature is not None and exam.firing.told[feature]:
-            scorer, heard = cache[key]
-            fires = fires_as(exam.firing, feature, heard.shape[1] > 1)
-            if fires.any() and not fires.all():
-                found.append(detect(heard, fires, exam.orders, exam.weights, exam.near[:, feature]))
-                span = span_test(heard, fires) if heard.shape[1] > 1 else None
-                others = _others(exam, hear, row, scorer, feature)
-                results.append({**_row(row, scorer, found[-1], span), "others": others})
-        if progress and (done % 100 == 0 or done == len(rows)):
-            progress(done, len(rows), "names examined")
+    asked: dict[tuple[str, str], list[int]] = {}  # rows by what they claim
+    for number, row in enumerate(rows):
+        if row["feature"] in place and exam.firing.told[place[row["feature"]]]:
+            asked.setdefault((row["source"], row["name"]), []).append(number)
+    answered: dict[int, dict[str, Any]] = {}
+    done = 0
+    for (source, name), numbers in asked.items():
+        cache[source, name] = scorer_of(source, name, exam.hearings)
+        done += len(numbers)
+        if cache[source, name] is not None:
+            places = {number: place[rows[number]["feature"]] for number in numbers}
+            answered |= _judge(exam, *cache[source, name], source, name, places)
+        if progress:
+            progress(done, sum(map(len, asked.values())), "names examined")
+    results = [
+        {**{key: rows[n][key] for key in ("hook", "sae", "feature", "source", "name")}, **answered[n]}
+        for n in sorted(answered)
+    ]
     for source in {row["source"] for row in results}:
         mine = [row for row in results if row["source"] == source]
         for row, q in zip(mine, corrected(np.asarray([row["p"] for row in mine]))):
-            row["q"], row["passed"] = round(float(q), 5), bool(q <= LEVEL and row["detection"] > 0.5)
+            strong = min(row["detection"], 1.0 if row["own"] is None else row["own"]) >= exam.strong
+            row["q"], row["passed"] = round(float(q), 5), bool(q <= LEVEL and strong)
     for row, null in zip(results, _null_of_labels(exam, results, cache)):
         row["null"] = None if np.isnan(null) else round(float(null), 4)
     return results
 
 
-def _row(row: Mapping[str, Any], scorer: str, found: Detection, span: Any) -> dict[str, Any]:
-    return {
-        **{key: row[key] for key in ("hook", "sae", "feature", "source", "name")},
-        "scorer": scorer,
-        "detection": round(found.auroc, 4),
-        "interval": [round(bound, 4) for bound in interval(found.draws) or ()] or None,
-        "near": None if np.isnan(found.near) else round(found.near, 4),
-        "null": None,
-        "p": round(found.p, 5),
-        "q": None,
-        "passed": False,
-        "firing": found.firing,
-        "n": found.clips,
-        "span": span
-        and {key: round(float(getattr(span, key)), 4) for key in ("auroc", "null_mean", "null_p95", "p", "clips")},
-    }
+def _judge(
+    exam: Exam, scorer: str, heard: np.ndarray, source: str, name: str, places: Mapping[int, int]
+) -> dict[int, dict[str, Any]]:
+    """What `scorer` says of a name of several features: `places` gives the number of each row's feature."""
+    framed = heard.shape[1] > 1
+    fires = fires_as(exam.firing, list(places.values()), framed)
+    usable = fires.any((0, 1)) & ~fires.all((0, 1))
+    numbers = [number for number, use in zip(places, usable) if use]
+    if not numbers:
+        return {}
+    chosen, fires = [places[number] for number in numbers], fires[:, :, usable]
+    found = detect(heard, fires, exam.orders, exam.weights, exam.near[:, chosen])
+    own = _aurocs(exam, source, name, chosen)
+    rest = [other for other in SCORERS.get(source, SCORERS["llm"]) if other not in (scorer, source)]
+    others = {other: _aurocs(exam, other, name, chosen) for other in rest}
+    answers = {}
+    for n, (number, one) in enumerate(zip(numbers, found)):
+        span = span_test(heard, fires[:, :, n]) if framed else None
+        answers[number] = {
+            "scorer": scorer,
+            "detection": round(one.auroc, 4),
+            "interval": [round(bound, 4) for bound in interval(one.draws) or ()] or None,
+            "near": None if np.isnan(one.near) else round(one.near, 4),
+            "null": None,
+            "p": round(one.p, 5),
+            "q": None,
+            "own": None if own is None else round(float(own[n]), 4),
+            "passed": False,
+            "firing": one.firing,
+            "n": one.clips,
+            "span": span
+            and {key: round(float(getattr(span, key)), 4) for key in ("auroc", "null_mean", "null_p95", "p", "clips")},
+            "others": {other: round(float(scores[n]), 4) for other, scores in others.items() if scores is not None},
+        }
+    return answers
 
 
-def _others(exam: Exam, hear: Callable, row: Mapping[str, Any], scorer: str, feature: int) -> dict[str, float]:
-    result = {}
-    for source in SCORERS.get(row["source"], SCORERS["llm"]):
-        if source in (scorer, row["source"]) or source not in exam.hearings:
-            continue
-        heard = hear(source, row["name"])
-        if heard is not None:
-            fires = fires_as(exam.firing, feature, heard.shape[1] > 1)
-            if fires.any() and not fires.all():
-                result[source] = round(float(auroc(heard.reshape(-1, 1), fires.reshape(-1, 1))[0, 0]), 4)
-    return result
+def _aurocs(exam: Exam, source: str, name: str, features: Sequence[int]) -> np.ndarray | None:
+    """AUROC [F'] of a name by one source, ½ where it cannot be told; None if the name means nothing to the source."""
+    heard = heard_of(name, exam.hearings[source]) if source in exam.hearings else None
+    if heard is None:
+        return None
+    fires = fires_as(exam.firing, features, heard.shape[1] > 1)
+    scores = auroc_from_ranks(rank(heard.reshape(-1, 1)), fires.reshape(-1, len(features)))
+    return np.nan_to_num(scores[0], nan=0.5)
 
 
 def _null_of_labels(exam: Exam, results: Sequence[Mapping[str, Any]], cache: Mapping) -> np.ndarray:
@@ -169,7 +192,7 @@ def _null_of_labels(exam: Exam, results: Sequence[Mapping[str, Any]], cache: Map
             names = list(dict.fromkeys(results[n]["name"] for n in mine))
             heard = np.stack([cache[source, name][1].reshape(-1) for name in names], 1)  # [N, names]
             places = [place[results[n]["feature"]] for n in mine]
-            fires = exam.firing.parts[:, :, places] if wide else exam.firing.clips[:, None, places]
+            fires = fires_as(exam.firing, places, wide)
             scores = auroc_from_ranks(rank(heard), fires.reshape(-1, len(mine))).T  # [rows, names]
             rates = np.asarray([results[n]["firing"] for n in mine], float)
             fifth = np.searchsorted(np.quantile(rates, np.arange(1, BINS) / BINS), rates)

@@ -91,7 +91,7 @@ def name_table(
                 unjudged += 1
                 continue
             true = holds(held_out, meant)
-            fires = fires_as(one.score, place[row["feature"]], bool(held_out.framed[meant[0]]))
+            fires = fires_as(one.score, [place[row["feature"]]], bool(held_out.framed[meant[0]]))[:, :, 0]
             tests.append((meant, lift(true, fires), chance(true, fires, orders)))
     q = corrected(np.asarray([p for _, _, p in tests]))
     verdicts = []
@@ -152,7 +152,7 @@ def _found(
         column = np.nan_to_num(merits[best][:, c], nan=-np.inf)
         if len(column) and np.isfinite(column.max()):
             true = holds(held_out, [c])
-            fires = fires_as(dictionaries[best].score, int(column.argmax()), bool(held_out.framed[c]))
+            fires = fires_as(dictionaries[best].score, [column.argmax()], bool(held_out.framed[c]))[:, :, 0]
             gained[c], p[c] = lift(true, fires), chance(true, fires, orders)
     return (np.nan_to_num(corrected(p), nan=1.0) <= LEVEL) & (gained >= least)
 

@@ -77,7 +77,7 @@ def test_detections_are_aurocs_by_clip_and_by_share(corpus):
         assert found[feature, 0] == pytest.approx(by_clip[0, 0], abs=1e-6)
     by_share = auroc(heard.of(2).reshape(-1, 1), score.parts[:, :, SNARE].reshape(-1, 1))
     assert found[SNARE, 2] == pytest.approx(by_share[0, 0], abs=1e-6) and found[SNARE, 2] > 0.95
-    one = detect(heard.of(2), score.parts[:, :, SNARE], shuffles(score.clip_ids, 99, 0))
+    one = detect(heard.of(2), score.parts[:, :, [SNARE]], shuffles(score.clip_ids, 99, 0))[0]
     assert one.auroc == pytest.approx(found[SNARE, 2], abs=1e-6) and one.p == pytest.approx(0.01)
     assert abs(one.null_mean - 0.5) < 0.05 and one.null_p95 < 0.6
 
@@ -146,7 +146,7 @@ def test_near_misses_are_silent_and_alike():
     near = most_alike(embedding, fires, [2, 1])
     assert np.flatnonzero(near[:, 0]).tolist() == [2, 5] and np.flatnonzero(near[:, 1]).tolist() == [2]
     heard = np.asarray([0.9, 0.8, 0.85, 0, 0, 0.1])[:, None]
-    found = detect(heard, fires[:, [0]], np.arange(6)[None], near=near[:, 0])
+    found = detect(heard, fires[:, None, :1], np.arange(6)[None], near=near[:, :1])[0]
     assert found.auroc == pytest.approx(7 / 8) and found.near == pytest.approx(3 / 4)
 
 
