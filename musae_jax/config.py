@@ -165,7 +165,7 @@ class ValidateConfig:
     """Draws of clips for intervals."""
     strong: float = 0.8
     """The AUROC that the source of a name and its judge must both reach on held-out clips."""
-    ducked: int = 40
+    ducked: int = 16
     """How many of the surest names are heard again with the rest of the clip made softer."""
     controls: bool = True
     """The same for neurons, components, random directions and the SAE on random weights."""

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 TABLE_PERMUTATIONS = 20  # of the table of truth, whose null needs its means only
-DUCKED_CLIPS = 3  # of a feature
+DUCKED_CLIPS = 2  # of a feature
 SAMPLE = 20_000  # positions that components and random directions are made from
 
 

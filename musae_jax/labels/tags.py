@@ -13,6 +13,7 @@ from musae_jax.labels.scores import Concept
 from musae_jax.models.ast import Tagger, tag_probabilities
 
 SOURCE = "tagger"
+BATCH = 16  # windows at a time, at most
 OVERLAP = 4  # windows begin so many times in the length of one
 
 
@@ -44,7 +45,8 @@ def hear_tags(
     clips, shares = [], []
     for done, clip in enumerate(clip_ids, start=1):
         windows, middles = tagger.front_end.cut(load(clip), sampling_rate, tagger.config.max_length, OVERLAP)
-        odds = _log_odds(in_batches(lambda mel: tag_probabilities(tagger.config, tagger.params, mel), windows, 16))
+        size = min(len(windows), BATCH)  # clips of one length are compiled for once, and nothing is filled up
+        odds = _log_odds(in_batches(lambda mel: tag_probabilities(tagger.config, tagger.params, mel), windows, size))
         clips.append(odds.mean(0))
         nearest = np.abs(middles[:, None] - (np.arange(parts) + 0.5) / parts).argmin(0)  # [W]
         shares.append(odds[nearest][:, framed])
