@@ -220,10 +220,15 @@ def features_stage(run: Run, progress: Progress | None = None) -> None:
 
 
 def steer_stage(run: Run, progress: Progress | None = None) -> None:
-    """The best-named features of the first layer, steered, against unsteered and random directions."""
+    """The best-named features of the first layer, steered, against unsteered and random directions. Names that another
+    source has confirmed come alone, where there are any."""
     c = run.config.steer
     layer = run.layers[0]
     rows = [row for row in read_json_lines(run.folder / "labels" / "labels.jsonl") if row["hook"] == hook_name(layer)]
+    claim = lambda row: tuple(row[key] for key in ("hook", "feature", "source"))  # noqa: E731
+    judged = run.folder / "validation" / "names.jsonl"
+    passed = {claim(row) for row in read_json_lines(judged) if row["passed"]} if judged.exists() else set()
+    rows = [row for row in rows if claim(row) in passed] or rows
     judge = None
     if run.config.audio is None:  # the composer's concepts, which the bundled judge was fitted to hear
         judge = load_judge(JUDGE)
