@@ -135,7 +135,12 @@ def test_a_bad_file_among_good_ones_is_skipped_counted_and_named(tmp_path, tiny_
     found = json.loads((out / "clips.json").read_text())
     assert found["clips"] == 9
     assert [row["path"].endswith("text.wav") for row in found["skipped"]] == [True]
-    assert not (out / "validation").exists()  # nobody knows the truth of a user's music
+    # nobody knows the truth of a user's music, and the pocket's ears have not learned it
+    assert not (out / "validation" / "truth_table.jsonl").exists()
+    summary = json.loads((out / "validation" / "summary.json").read_text())
+    assert summary["overall"] is None and summary["controls"] == {}
+    rows = (out / "labels" / "labels.jsonl").read_text().splitlines()
+    assert {json.loads(row)["source"] for row in rows} <= {"descriptors"}
     capsys.readouterr()
 
 

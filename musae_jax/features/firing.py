@@ -39,7 +39,8 @@ def find_firing(
     """Where `features` fire in the clips numbered `clips`, by their mean activation there.
 
     A clip counts when it exceeds `active_above` times the feature's greatest, and is among the strongest quarter; so
-    does a share of a clip. Of a feature that exceeds it in fewer than `LEAST` clips the strongest few count.
+    does a share of a clip. Of a feature that exceeds it in fewer than `LEAST` clips, and of fewer clips than four times
+    as many, the strongest `LEAST` count.
     """
     chosen = activity.subset(clips)
     means = chosen.clip_mean[:, list(features)]  # [n, F]
@@ -56,7 +57,7 @@ def find_firing(
 def _strong(values: np.ndarray, above: float) -> np.ndarray:
     """bool [N, F] of values [N, F]: see `find_firing`."""
     count = len(values)
-    few, many = min(LEAST, count), max(1, int(count * MOST))
+    few, many = min(LEAST, count), max(LEAST, int(count * MOST))
     ordered = -np.partition(-values, (few - 1, many), axis=0) if many < count else np.sort(values, 0)[::-1]
     floor = np.minimum(above * values.max(0), np.nextafter(ordered[few - 1], -np.inf))
     return (values > np.maximum(floor, 0)) & (values > ordered[min(many, count - 1)])
