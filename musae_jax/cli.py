@@ -241,8 +241,11 @@ def label_verb(flags: LabelFlags) -> str:
     run = open_run(flags.run)
     label = run.config.label
     sources = flags.sources or label.sources
-    if flags.llm.model:
-        label = replace(label, llm=flags.llm)
+    if flags.llm != LLMConfig() and not (flags.llm.model or label.llm.model):
+        raise MusaeError("the audio LLM needs a model; give --llm.model")
+    if flags.llm != LLMConfig():  # what is not given stays as the run has it
+        given = {name: value for name, value in vars(flags.llm).items() if value != getattr(LLMConfig(), name)}
+        label = replace(label, llm=replace(label.llm, **given))
         sources = (*sources, *(() if "llm" in sources else ("llm",)))
     label = replace(
         label,

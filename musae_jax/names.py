@@ -14,7 +14,7 @@ from musae_jax.errors import MusaeError
 from musae_jax.features.activity import Activity, neuron_activity, sae_activity
 from musae_jax.features.exemplars import find_exemplars
 from musae_jax.features.families import families
-from musae_jax.features.firing import Firing, find_firing
+from musae_jax.features.firing import MOST, Firing, find_firing
 from musae_jax.features.spans import active_spans
 from musae_jax.features.statistics import load_statistics
 from musae_jax.files import read_json_lines, write_json, write_json_lines
@@ -49,9 +49,13 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 TABLE_PERMUTATIONS = 20  # of the table of truth, whose null needs its means only
 DUCKED_CLIPS = 2  # of a feature
+# Neurons and components are never silent, and do not say how often they fire: each is tried at all these rates, so that
+# no concept is too rare for them.
+DENSE, RATES = ("neurons", "pca"), (0.05, 0.1, MOST)
 SAMPLE = 20_000  # positions that components and random directions are made from
 
 
+EARS = ("descriptors", "tagger", "clap")
 BUNDLED = {"tagger": TAGGER, "clap": CLAP}
 
 
@@ -61,19 +65,19 @@ def ear(run: "Run", source: str) -> str:
     return asked or ("pocket" if run.config.audio is None else "")
 
 
-def hear(run: "Run", progress: Progress | None = None) -> dict[str, Hearing]:
-    """What each source of the run hears in its clips, but for truth and the audio LLM; heard once, and kept in
-    RUN/labels."""
-    clips, rate = run.store(run.layers[0]).clip_ids, run.model.config.sampling_rate
-    heard = {}
-    for source in run.config.label.sources:
+def hear(run: "Run", sources: Sequence[str] = EARS, progress: Progress | None = None) -> dict[str, Hearing]:
+    """What those of `sources` that have an ear hear in the clips of a run; heard once, and kept in RUN/labels."""
+    store, rate = run.store(run.layers[0]), run.model.config.sampling_rate
+    clips, heard = store.clip_ids, {}
+    for source in (one for one in EARS if one in sources):
         name = ear(run, source) if source in BUNDLED else ""
-        if source in ("truth", "llm") or (source in BUNDLED and not name):
+        if source in BUNDLED and not name:
             continue
         where = BUNDLED[source] if name == "pocket" else name
         path = run.folder / "labels" / f"heard-{source}.safetensors"
         known = load_hearing(path) if path.exists() else None
-        if known is None or (known.clip_ids, known.ear) != (tuple(clips), name):
+        about = f"{name} on {store.content_sha256[:16]}"
+        if known is None or (known.clip_ids, known.ear) != (tuple(clips), about):
             if source == "descriptors":
                 known = hear_descriptors(clips, run.audio, rate, progress)
             elif source == "tagger":
@@ -81,7 +85,7 @@ def hear(run: "Run", progress: Progress | None = None) -> dict[str, Hearing]:
             else:
                 words = POCKET if name == "pocket" else MUSIC
                 known = hear_words(load_clap(where), words, clips, run.audio, rate, progress)
-            known = replace(known, ear=name)
+            known = replace(known, ear=about)
             save_hearing(path, known)
         # the pocket's CLAP knows its own words only
         any_text = source == "clap" and name != "pocket"
@@ -90,21 +94,25 @@ def hear(run: "Run", progress: Progress | None = None) -> dict[str, Hearing]:
 
 
 def _tags(where: str | Path, clips: Sequence[str], load: Callable, rate: int, progress: Progress | None) -> Hearing:
-    if any(Path(where).expanduser().glob("*.onnx")):
-        return hear_onnx(load_onnx_folder(where), clips, load, rate, progress)
+    folder = Path(where).expanduser()
+    if any(folder.glob("*.onnx")):
+        return hear_onnx(load_onnx_folder(folder), clips, load, rate, progress)
     return hear_tags(load_tagger(where), clips, load, rate, progress)
 
 
 def label_stage(run: "Run", progress: Progress | None = None) -> None:
     """Names from every source, and the table of truth where the music has one."""
     c, seed = run.config.label, run.config.seed
-    heard = hear(run, progress)
+    if "llm" in c.sources and not c.llm.model:
+        raise MusaeError("the source llm needs a model; give --label.llm.model, or leave llm out of --label.sources")
+    heard = hear(run, c.sources, progress)
     names, table, summaries = [], [], []
     for layer in run.layers:
         hook, activity = hook_name(layer), activity_of(run, layer)
         if run.clips.concepts and "truth" in c.sources:
             truth = run.truth(activity.clip_ids, activity.frames)
-            heard["truth"] = hear_truth(truth)
+            if truth.clip_ids == activity.clip_ids:  # truth of some clips alone fills the table, and names nothing
+                heard["truth"] = hear_truth(truth)
             activities = {"sae": activity, "neuron": neuron_activity(run.store(layer))}
             if run.config.harvest.control:
                 activities["random_weights"] = activity_of(run, layer, control=True)
@@ -138,21 +146,19 @@ def activity_of(run: "Run", layer: int, control: bool = False) -> Activity:
     return sae_activity(run.store(layer, control), load_sae(run.sae_folder(layer, control)))
 
 
-def firing_of(run: "Run", activity: Activity, half: str) -> Firing:
-    """Where all features that are ever active fire in the clips of one half."""
+def firing_of(run: "Run", activity: Activity, half: str, most: float = MOST) -> Firing:
+    """Where all features that are ever active fire in the clips of one half, at most in a share `most` of them."""
     clips = [n for n, clip in enumerate(activity.clip_ids) if run.halves[clip] == half]
     if len(clips) < 2:
         raise MusaeError(f'the "{half}" half of the corpus has {len(clips)} clips, but 2 are needed; use more tracks')
     alive = np.flatnonzero(activity.clip_max.max(0) > 0)
-    return find_firing(activity, clips, alive, run.config.features.active_above)
+    return find_firing(activity, clips, alive, run.config.features.active_above, most=most)
 
 
 def ask_llm(run: "Run", layer: int, activity: Activity, progress: Progress | None = None) -> list[dict[str, Any]]:
     """Names of the kept features by an audio LLM, from their exemplars of the half that names; failures and what it
     cost go to RUN/labels/llm-<hook>.json."""
     c, hook = run.config.label.llm, hook_name(layer)
-    if not c.model:
-        raise MusaeError("the source llm needs a model; give --label.llm.model, or leave llm out of --label.sources")
     kept = np.flatnonzero(load_statistics(run.features_folder(layer)).kept)
     exemplars = find_exemplars(activity, run.halves, kept, c.max_clips, 0, run.tracks)
     by_feature: dict[int, list] = {int(feature): [] for feature in kept}
@@ -181,7 +187,7 @@ def ask_llm(run: "Run", layer: int, activity: Activity, progress: Progress | Non
 def validate_stage(run: "Run", progress: Progress | None = None) -> None:
     """RUN/validation: names.jsonl (each name judged by another source), features.jsonl (each feature's coherence,
     family and bucket), filters.jsonl, summary.json."""
-    heard = hear(run, progress)
+    heard = hear(run, progress=progress)  # who did not name may still judge
     names = read_json_lines(run.folder / "labels" / "labels.jsonl")
     truth, out = None, run.folder / "validation"
     judged, features, filters, sae_named = [], [], [], []
@@ -189,7 +195,8 @@ def validate_stage(run: "Run", progress: Progress | None = None) -> None:
     for layer in run.layers:
         hook, activity = hook_name(layer), activity_of(run, layer)
         if run.clips.concepts and truth is None:
-            truth = hear_truth(run.truth(activity.clip_ids, activity.frames))
+            known = run.truth(activity.clip_ids, activity.frames)
+            truth = hear_truth(known) if known.clip_ids == activity.clip_ids else None
         mine = [row for row in names if row["hook"] == hook]
         exam = _exam(run, activity, heard)
         rows = examine(exam, mine, progress)
@@ -201,16 +208,17 @@ def validate_stage(run: "Run", progress: Progress | None = None) -> None:
         filters += [{"hook": hook, **row} for row in sweep_filters(activity, passed)]
         if run.config.validate.controls and truth is not None:
             for name, control in _controls(run, layer, activity).items():
-                controls.setdefault(name, []).append(_name_control(run, control, heard))
+                rates = RATES if name in DENSE else (MOST,)
+                controls.setdefault(name, []).extend(_name_control(run, control, heard, most) for most in rates)
     write_json_lines(out / "names.jsonl", judged)
     write_json_lines(out / "features.jsonl", features)
     write_json_lines(out / "filters.jsonl", filters)
     write_json(out / "summary.json", _summary(run, names, judged, features, truth, sae_named, controls))
 
 
-def _exam(run: "Run", activity: Activity, heard: dict[str, Hearing]) -> Exam:
+def _exam(run: "Run", activity: Activity, heard: dict[str, Hearing], most: float = MOST) -> Exam:
     c = run.config.validate
-    firing = firing_of(run, activity, "score")
+    firing = firing_of(run, activity, "score", most)
     return set_exam(firing, heard, run.tracks, c.permutations, c.draws, run.config.seed, c.strong)
 
 
@@ -245,6 +253,7 @@ def _duck(run: "Run", activity: Activity, exam: Exam, rows: list[dict[str, Any]]
 def _features(exam: Exam, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a feature: coherence by the tagger's ear (or another's), its family by co-activation, and its bucket."""
     ears = [exam.hearings[name] for name in ("tagger", "clap", "descriptors") if name in exam.hearings]
+    ears = [one for one in ears if one.embedding is not None]
     firing = exam.firing
     coherent = intruder_scores(ears[0].embedding, firing.clips) if ears else None
     family = families(firing.clips)
@@ -282,9 +291,9 @@ def _controls(run: "Run", layer: int, activity: Activity) -> dict[str, Activity]
     return activities
 
 
-def _name_control(run: "Run", activity: Activity, heard: dict[str, Hearing]) -> Named:
+def _name_control(run: "Run", activity: Activity, heard: dict[str, Hearing], most: float) -> Named:
     """A control, with those of its names that another source has confirmed."""
-    label, exam = firing_of(run, activity, "label"), _exam(run, activity, heard)
+    label, exam = firing_of(run, activity, "label", most), _exam(run, activity, heard, most)
     rows = []
     for source, hearing in heard.items():
         best, _ = best_names(hearing.subset(label.clip_ids), label)
@@ -324,7 +333,9 @@ def _summary(
     if truth is not None:
         clips = sae_named[0].score.clip_ids
         orders = shuffles([run.tracks[clip] for clip in clips], run.config.validate.permutations, run.config.seed)
-        summary.update(name_table(truth, sae_named, orders))
+        # controls are not put before an audio LLM: what stands beside them does without its names
+        alike = [replace(one, names=[row for row in one.names if row["source"] != "llm"]) for one in sae_named]
+        summary.update(name_table(truth, alike, orders))
         summary["controls"] = {name: name_table(truth, named, orders)["overall"] for name, named in controls.items()}
         for source in sources:
             mine = [replace(one, names=[row for row in one.names if row["source"] == source]) for one in sae_named]

@@ -21,7 +21,7 @@ from musae_jax.activations.source import Activations
 from musae_jax.activations.store import open_store
 from musae_jax.audio.clips import Clip, ClipSource, load_clip, load_truth, open_clips, split_tracks
 from musae_jax.compose.dataset import write_dataset
-from musae_jax.config import RunConfig, from_record, to_record
+from musae_jax.config import LabelConfig, RunConfig, from_record, to_record
 from musae_jax.errors import MusaeError
 from musae_jax.explorer.report import write_report
 from musae_jax.features.exemplars import find_exemplars, save_clips, save_exemplars
@@ -228,12 +228,13 @@ def steer_stage(run: Run, progress: Progress | None = None) -> None:
     claim = lambda row: tuple(row[key] for key in ("hook", "feature", "source"))  # noqa: E731
     judged = run.folder / "validation" / "names.jsonl"
     passed = {claim(row) for row in read_json_lines(judged) if row["passed"]} if judged.exists() else set()
+    described = [row for row in rows if row["source"] == "descriptors"]
     rows = [row for row in rows if claim(row) in passed] or rows
     judge = None
     if run.config.audio is None:  # the composer's concepts, which the bundled judge was fitted to hear
         judge = load_judge(JUDGE)
         write_json_lines(run.folder / "validation" / "judge.jsonl", judge_rows(judge))
-    targets = choose_targets(rows, judge.names if judge else (), c.features)
+    targets = choose_targets(rows, judge.names if judge else (), c.features, described=described)
     if not targets:
         return  # no name rose above its null, so there is nothing to steer by
     config = EffectsConfig(strengths=(c.strength,), seconds=c.seconds, seed=run.config.seed)
@@ -274,6 +275,9 @@ def begin_run(config: RunConfig) -> Run:
     path = folder / "run.json"
     if path.exists():
         found = read_json(path)["config"]
+        if record["label"] == to_record(LabelConfig()) and "label" in found:
+            record["label"] = found["label"]  # `musae label` may have been told of others since
+            config = dataclasses.replace(config, label=from_record(LabelConfig, found["label"], f"{path}, label"))
         changed = sorted(name for name in record if found.get(name) != record[name])
         if changed:
             raise MusaeError(
@@ -299,6 +303,11 @@ def reconfigure(run: Run, **parts: Any) -> Run:
 def run_stage(run: Run, stage: str, progress: Progress | None = None) -> float:
     """Runs one stage, notes its time in run.json, and returns its seconds."""
     started = time.perf_counter()
+    if first_process():  # what follows was made from what is made anew now
+        record = read_json(run.folder / "run.json")
+        later = list(STAGES)[list(STAGES).index(stage) :]
+        kept = {name: row for name, row in record["stages"].items() if name not in later}
+        write_json(run.folder / "run.json", {**record, "stages": kept, "state": "begun"})
     STAGES[stage](run, progress)
     seconds = round(time.perf_counter() - started, 2)
     if first_process():

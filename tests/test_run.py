@@ -122,6 +122,10 @@ def test_an_audio_llm_names_and_another_source_judges(whole, tmp_path, monkeypat
     assert cli.main(["validate", "--run", str(out)]) == 0
     summary = json.loads((out / "validation" / "summary.json").read_text())
     assert summary["sources"]["llm"]["named"] == len(named)
+    stages = json.loads((out / "run.json").read_text())["stages"]
+    assert "validate" in stages and "steer" not in stages  # what was made from other names is to be made again
+    assert cli.main(["label", "--run", str(whole), "--llm.max-clips", "3"]) == 2
+    assert "needs a model" in capsys.readouterr().err.replace("\n", " ")
     assert cli.main(["export", "--run", str(out)]) == 0
     assert cli.main(["label", "--run", str(out), "--sources", "llm", "--tagger", "no/such place"]) == 0  # tagger unused
     assert cli.main(["label", "--run", str(out), "--sources", "tagger"]) == 2

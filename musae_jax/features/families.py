@@ -19,6 +19,8 @@ def families(fires: np.ndarray, least: float = 0.6) -> np.ndarray:
     A feature belongs with its closest companion if their phi is at least `least` and it is the closest for one of them;
     families are what these bonds connect, so they do not grow into one by chains of weak ones.
     """
+    if not fires.shape[1]:
+        return np.zeros(0, int)
     phi = cofiring(fires)
     np.fill_diagonal(phi, -1)
     closest = phi.argmax(1)

@@ -34,30 +34,36 @@ class Firing:
 
 
 def find_firing(
-    activity: Activity, clips: Sequence[int], features: Sequence[int], active_above: float, parts: int = PARTS
+    activity: Activity,
+    clips: Sequence[int],
+    features: Sequence[int],
+    active_above: float,
+    parts: int = PARTS,
+    most: float = MOST,
 ) -> Firing:
     """Where `features` fire in the clips numbered `clips`, by their mean activation there.
 
-    A clip counts when it exceeds `active_above` times the feature's greatest, and is among the strongest quarter; so
-    does a share of a clip. Of a feature that exceeds it in fewer than `LEAST` clips, and of fewer clips than four times
-    as many, the strongest `LEAST` count.
+    A clip counts when it exceeds `active_above` times the feature's greatest, and is among the share `most` of the
+    strongest; a share of a clip likewise. The `LEAST` strongest in which it is active at all always count.
     """
     chosen = activity.subset(clips)
     means = chosen.clip_mean[:, list(features)]  # [n, F]
     shares = activity_of_shares(chosen, features, parts)  # [n, W, F]
-    flat = shares.reshape(-1, shares.shape[2])
+    flat = shares.reshape(len(means) * parts, means.shape[1])
     return Firing(
         chosen.clip_ids,
         tuple(int(f) for f in features),
-        _strong(means, active_above),
-        _strong(flat, active_above).reshape(shares.shape),
+        _strong(means, active_above, most),
+        _strong(flat, active_above, most).reshape(shares.shape),
     )
 
 
-def _strong(values: np.ndarray, above: float) -> np.ndarray:
+def _strong(values: np.ndarray, above: float, most: float) -> np.ndarray:
     """bool [N, F] of values [N, F]: see `find_firing`."""
     count = len(values)
-    few, many = min(LEAST, count), max(LEAST, int(count * MOST))
+    if not values.shape[1]:
+        return np.zeros(values.shape, bool)
+    few, many = min(LEAST, count), max(LEAST, int(count * most))
     ordered = -np.partition(-values, (few - 1, many), axis=0) if many < count else np.sort(values, 0)[::-1]
     floor = np.minimum(above * values.max(0), np.nextafter(ordered[few - 1], -np.inf))
     return (values > np.maximum(floor, 0)) & (values > ordered[min(many, count - 1)])
@@ -82,4 +88,4 @@ def activity_of_shares(activity: Activity, features: Sequence[int], parts: int =
     pool = scipy.sparse.csr_array((weights, (rows, np.arange(len(rows)))), shape=(clips * parts, len(rows)))
     pooled = (pool @ activity.values)[:, list(features)]
     dense = pooled.todense() if scipy.sparse.issparse(pooled) else pooled
-    return np.asarray(dense, np.float32).reshape(clips, parts, -1)
+    return np.asarray(dense, np.float32).reshape(clips, parts, len(features))

@@ -47,8 +47,9 @@ def detections(hearing: Hearing, firing: Firing) -> np.ndarray:
     for columns, heard, fires in sides:
         heard = heard[..., columns] if heard.shape[2] > columns.sum() else heard
         if columns.any():
-            ranks = rank(heard.reshape(-1, heard.shape[2]))
-            result[:, columns] = auroc_from_ranks(ranks, fires.reshape(-1, fires.shape[2])).T
+            rows = heard.shape[0] * heard.shape[1]
+            ranks = rank(heard.reshape(rows, heard.shape[2]))
+            result[:, columns] = auroc_from_ranks(ranks, fires.reshape(rows, fires.shape[2])).T
     return result
 
 
@@ -72,6 +73,8 @@ def best_names(hearing: Hearing, firing: Firing) -> tuple[np.ndarray, np.ndarray
     """The concept that best tells where each feature fires, by AUROC less one standard error of luck, int [F], and all
     AUROCs [F, C]. -1: the feature fires too seldom, or nothing tells better than chance."""
     scores = detections(hearing, firing)
+    if not scores.size:
+        return np.full(len(scores), -1), scores
     merit = np.where(np.isfinite(scores), scores - luck(hearing, firing), -np.inf)
     best = merit.argmax(1)
     told = firing.told & (merit[np.arange(len(best)), best] > 0.5)

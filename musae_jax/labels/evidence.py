@@ -9,6 +9,7 @@ import scipy.stats
 
 from musae_jax.labels.auroc import rank
 
+ROUNDING = 1e-5  # of an AUROC summed in single precision in another order: what differs by less is the same
 BINS = 512  # levels that ranks are sorted into for the bootstrap
 
 
@@ -31,7 +32,7 @@ def shuffled_auroc(ranks: np.ndarray, truth: np.ndarray, orders: np.ndarray) -> 
 
 def p_value(score: float, null: np.ndarray) -> float:
     """The share of a null [R] that is at least `score`, the score itself counted as one of them."""
-    return float((1 + (null >= score - 1e-9).sum()) / (1 + len(null)))
+    return float((1 + (null >= score - ROUNDING).sum()) / (1 + len(null)))
 
 
 def corrected(p: np.ndarray) -> np.ndarray:

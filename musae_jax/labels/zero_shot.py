@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 from musae_jax.compose.concepts import CONCEPT_INDEX, VOCABULARY
+from musae_jax.errors import MusaeError
 from musae_jax.features.firing import PARTS
 from musae_jax.labels.hearing import Hearing
 from musae_jax.labels.scores import Concept
+from musae_jax.labels.vocabulary import TEMPLATES
 from musae_jax.models.clap import Clap, embed_audio, embed_text
 
 SOURCE = "clap"
@@ -42,14 +44,18 @@ def hear_words(
         for name in vocabulary
     )
     nothing = np.zeros((len(sounds), parts, 0), np.float32)
-    hearing = Hearing(SOURCE, tuple(clip_ids), concepts, sounds @ np.stack(said, 1), nothing, sounds)
-    return with_any_text(hearing, clap)
+    return Hearing(SOURCE, tuple(clip_ids), concepts, sounds @ np.stack(said, 1), nothing, sounds)
 
 
 def with_any_text(hearing: Hearing, clap: Clap) -> Hearing:
     """CLAP's hearing with the power to judge names that are not in its vocabulary."""
 
-    def hears(name: str) -> np.ndarray:
-        return hearing.embedding @ embed_text(clap, [name])[0]
+    def hears(name: str) -> np.ndarray | None:
+        words = name.replace(": ", " ")
+        try:
+            said = embed_text(clap, [template.format(words) for template in TEMPLATES])
+        except MusaeError:  # longer than CLAP reads
+            return None
+        return hearing.embedding @ said.mean(0)
 
     return replace(hearing, hears=hears)

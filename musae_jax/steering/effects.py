@@ -81,18 +81,23 @@ class Row:
 
 
 def choose_targets(
-    rows: Iterable[Mapping[str, Any]], judged: Iterable[str] = (), count: int = 6, per_family: int = 2
+    rows: Iterable[Mapping[str, Any]],
+    judged: Iterable[str] = (),
+    count: int = 6,
+    per_family: int = 2,
+    described: Iterable[Mapping[str, Any]] = (),
 ) -> list[Target]:
     """The best-named features: one a name, at most `per_family` a family ("family: value"), by confidence.
 
     `rows` are those of labels.jsonl of one SAE. Names that the judge knows (`judged`) come first, because their effect
-    can be told from the sound alone. Names at or below their null (confidence 0) are not steered.
+    can be told from the sound alone. Names at or below their null (confidence 0) are not steered. `described` are rows
+    of descriptors whose measure is told of a target even if they do not name it.
     """
     rows, judged = list(rows), set(judged)
     descriptors = {
         r["feature"]: r["evidence"]
-        for r in rows
-        if r["source"] == "descriptors" and r["evidence"].get("direction") != "equal"
+        for r in (*described, *rows)
+        if r["source"] == "descriptors" and "descriptor" in r["evidence"]
     }
     rank = sorted(rows, key=lambda r: (r["name"] not in judged, -r["confidence"], r["feature"]))
     targets: list[Target] = []

@@ -5,6 +5,7 @@ import pytest
 from planted import CONCEPTS, DEAD, FLUTE, ORGAN_SOMETIMES, QUIET_IN_C, SNARE, planted
 
 from musae_jax.errors import MusaeError
+from musae_jax.features.activity import Activity
 from musae_jax.features.firing import LEAST, activity_of_shares, find_firing, mean_of_shares, shares
 from musae_jax.labels.auroc import auroc
 from musae_jax.labels.detection import best_names, detect, detections, luck, most_alike
@@ -138,6 +139,31 @@ def test_nothing_is_named_where_nothing_is_told():
     rows = name_features(hear_truth(lost, PARTS), *firing.values(), "h", "s", tracks, 199)
     p = np.asarray([row["evidence"]["p"] for row in rows])
     assert len(p) > 50 and 0.02 <= (p <= 0.1).mean() <= 0.2 and np.mean([row["confidence"] > 0 for row in rows]) < 0.03
+
+
+@pytest.mark.parametrize("parts", [1, 10])
+def test_with_few_tracks_nothing_is_sure(parts):
+    """Three tracks can be exchanged in six ways, so one exchange in six is the truth itself and p is at least that."""
+    rng = np.random.default_rng(0)
+    tracks = [f"track{n // 20}" for n in range(60)]
+    heard = rng.normal(size=(60, parts)).astype(np.float32)
+    fires = rng.random((60, parts, 40)) < 0.2
+    found = detect(heard, fires, shuffles(tracks, 499, 0))
+    assert min(one.p for one in found) > 0.1
+
+
+def test_a_dictionary_that_never_fires_has_no_names(corpus):
+    activity, hearing, *_ = corpus
+    firing = [find_firing(activity, range(start, 120, 2), [], 0.2, PARTS) for start in (1, 0)]
+    assert name_features(hearing, *firing, "h", "s") == []
+
+
+def test_dense_features_fire_as_often_as_they_are_let():
+    values = np.random.default_rng(0).random((100, 8, 3)).astype(np.float32)
+    activity = Activity(tuple(map(str, range(100))), 8, values.reshape(-1, 3))
+    for most in (0.05, 0.1, 0.25):
+        firing = find_firing(activity, range(100), range(3), 0.2, parts=8, most=most)
+        assert firing.clips.sum(0).tolist() == [int(100 * most)] * 3 and firing.parts.mean() <= most
 
 
 def test_near_misses_are_silent_and_alike():
