@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from musae_jax.run import Run
 
 Progress = Callable[[int, int, str], None]
+CONTROL_PERMUTATIONS = 199
 TABLE_PERMUTATIONS = 20  # of the table of truth, whose null needs its means only
 DUCKED_CLIPS = 2  # of a feature
 # Neurons and components are never silent, and do not say how often they fire: each is tried at all these rates, so that
@@ -216,9 +217,9 @@ def validate_stage(run: "Run", progress: Progress | None = None) -> None:
     write_json(out / "summary.json", _summary(run, names, judged, features, truth, sae_named, controls))
 
 
-def _exam(run: "Run", activity: Activity, heard: dict[str, Hearing], most: float = MOST) -> Exam:
+def _exam(run: "Run", activity: Activity, heard: dict[str, Hearing]) -> Exam:
     c = run.config.validate
-    firing = firing_of(run, activity, "score", most)
+    firing = firing_of(run, activity, "score")
     return set_exam(firing, heard, run.tracks, c.permutations, c.draws, run.config.seed, c.strong)
 
 
@@ -293,7 +294,9 @@ def _controls(run: "Run", layer: int, activity: Activity) -> dict[str, Activity]
 
 def _name_control(run: "Run", activity: Activity, heard: dict[str, Hearing], most: float) -> Named:
     """A control, with those of its names that another source has confirmed."""
-    label, exam = firing_of(run, activity, "label", most), _exam(run, activity, heard, most)
+    label, score = (firing_of(run, activity, half, most) for half in ("label", "score"))
+    c = run.config.validate  # of a control only which names pass is asked: fewer exchanges, no intervals
+    exam = set_exam(score, heard, run.tracks, min(c.permutations, CONTROL_PERMUTATIONS), 0, run.config.seed, c.strong)
     rows = []
     for source, hearing in heard.items():
         best, _ = best_names(hearing.subset(label.clip_ids), label)

@@ -41,7 +41,7 @@ class Exam:
       firing: where F features fire in them.
       hearings: what each source hears in them, by its name.
       orders: int [R, n], exchanges of clips.
-      weights: float32 [B, n], draws of clips.
+      weights: float32 [B, n], draws of clips; None for no intervals.
       near: bool [n, F], the near misses of each feature.
       strong: the AUROC that both the source and its judge must reach for a name to pass.
     """
@@ -49,7 +49,7 @@ class Exam:
     firing: Firing
     hearings: Mapping[str, Hearing]
     orders: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray | None
     near: np.ndarray
     strong: float
 
@@ -72,7 +72,8 @@ def set_exam(
     if ear is not None and ear.embedding is not None:
         near = most_alike(ear.embedding, firing.clips, firing.clips.sum(0))
     orders = shuffles([tracks[clip] if tracks else clip for clip in clips], permutations, seed)
-    return Exam(firing, heard, orders, clip_weights(len(clips), draws, seed), near, strong)
+    weights = clip_weights(len(clips), draws, seed) if draws else None
+    return Exam(firing, heard, orders, weights, near, strong)
 
 
 def scorer_of(source: str, name: str, hearings: Mapping[str, Hearing]) -> tuple[str, np.ndarray] | None:
