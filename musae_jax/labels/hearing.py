@@ -4,7 +4,8 @@ Truth, descriptors, tagger and CLAP all say what they hear in this one form, so 
 judge names that another gave. Scores of different concepts are never compared with each other, only ranked among clips.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -107,11 +108,12 @@ def save_hearing(path: str | Path, hearing: Hearing) -> None:
     note = {
         "source": hearing.source,
         "ear": hearing.ear,
-        "clip_ids": "\n".join(hearing.clip_ids),
-        "concepts": "\n".join(f"{c.level}\t{c.family}\t{c.name}" for c in hearing.concepts),
+        "clip_ids": hearing.clip_ids,
+        "concepts": [(c.name, c.family, c.level) for c in hearing.concepts],
     }
-    with atomic_path(path) as temporary:
-        save_file({name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}, temporary, note)
+    with atomic_path(path) as temporary:  # one entry: safetensors writes several in no fixed order
+        plain = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+        save_file(plain, temporary, {"hearing": json.dumps(note)})
 
 
 def load_hearing(path: str | Path) -> Hearing:
@@ -120,11 +122,9 @@ def load_hearing(path: str | Path) -> Hearing:
         raise MusaeError(f"{path} is missing; run `musae label` first")
     try:
         with safe_open(path, "np") as file:
-            note: Mapping[str, str] = file.metadata() or {}
+            note = json.loads((file.metadata() or {})["hearing"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-        rows = [line.split("\t") for line in note["concepts"].splitlines()]
-        concepts = tuple(Concept(name, family, level) for level, family, name in rows)
-        clips = tuple(note["clip_ids"].splitlines())
-        return Hearing(note["source"], clips, concepts, **arrays, ear=note["ear"])
+        concepts = tuple(Concept(*row) for row in note["concepts"])
+        return Hearing(note["source"], tuple(note["clip_ids"]), concepts, **arrays, ear=note["ear"])
     except (KeyError, ValueError, TypeError, SafetensorError) as error:
         raise MusaeError(f"{path} is damaged ({error}); delete it and run `musae label` again") from None

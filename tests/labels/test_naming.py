@@ -180,6 +180,8 @@ def test_hearings_on_disk(corpus, tmp_path):
     _, hearing, *_ = corpus
     save_hearing(tmp_path / "heard.safetensors", hearing)
     again = load_hearing(tmp_path / "heard.safetensors")
+    save_hearing(tmp_path / "again.safetensors", again)
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "heard.safetensors").read_bytes()
     assert again.concepts == hearing.concepts and again.clip_ids == hearing.clip_ids and again.source == "truth"
     np.testing.assert_array_equal(again.clips, hearing.clips)
     np.testing.assert_array_equal(again.parts, hearing.parts)
