@@ -76,7 +76,7 @@ def hear(run: "Run", sources: Sequence[str] = EARS, progress: Progress | None = 
             continue
         where = BUNDLED[source] if name == "pocket" else name
         path = run.folder / "labels" / f"heard-{source}.safetensors"
-        known = load_hearing(path) if path.exists() else None
+        known = _kept(path)
         about = f"{name} on {store.content_sha256[:16]}"
         if known is None or (known.clip_ids, known.ear) != (tuple(clips), about):
             if source == "descriptors":
@@ -92,6 +92,14 @@ def hear(run: "Run", sources: Sequence[str] = EARS, progress: Progress | None = 
         any_text = source == "clap" and name != "pocket"
         heard[source] = with_any_text(known, load_clap(where)) if any_text else known
     return heard
+
+
+def _kept(path: Path) -> Hearing | None:
+    """What was heard before, or None: what is missing or damaged is heard again."""
+    try:
+        return load_hearing(path)
+    except MusaeError:
+        return None
 
 
 def _tags(where: str | Path, clips: Sequence[str], load: Callable, rate: int, progress: Progress | None) -> Hearing:

@@ -96,6 +96,7 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(whole, tiny_fol
 
 def test_a_stage_verb_works_on_a_run(whole, capsys):
     before = files(whole)
+    (whole / "labels" / "heard-descriptors.safetensors").write_bytes(b"half a fi")
     assert cli.main(["label", "--run", str(whole)]) == 0
     assert cli.main(["validate", "--run", str(whole)]) == 0
     assert files(whole) == before
