@@ -27,7 +27,7 @@ from musae_jax.labels.llm.presentation import Clip as HeardClip
 from musae_jax.labels.naming import name_features
 from musae_jax.labels.onnx_tagger import load_onnx_folder
 from musae_jax.labels.scores import shuffles
-from musae_jax.labels.tags import hear_onnx, hear_tags
+from musae_jax.labels.tags import hear_tags
 from musae_jax.labels.truth import measure_truth, summarise_table, truth_table
 from musae_jax.labels.vocabulary import MUSIC, POCKET
 from musae_jax.labels.zero_shot import hear_words, with_any_text
@@ -104,9 +104,8 @@ def _kept(path: Path) -> Hearing | None:
 
 def _tags(where: str | Path, clips: Sequence[str], load: Callable, rate: int, progress: Progress | None) -> Hearing:
     folder = Path(where).expanduser()
-    if any(folder.glob("*.onnx")):
-        return hear_onnx(load_onnx_folder(folder), clips, load, rate, progress)
-    return hear_tags(load_tagger(where), clips, load, rate, progress)
+    tagger = load_onnx_folder(folder) if any(folder.glob("*.onnx")) else load_tagger(where)
+    return hear_tags(tagger, clips, load, rate, progress)
 
 
 def label_stage(run: "Run", progress: Progress | None = None) -> None:
@@ -118,9 +117,10 @@ def label_stage(run: "Run", progress: Progress | None = None) -> None:
     names, table, summaries = [], [], []
     for layer in run.layers:
         hook, activity = hook_name(layer), activity_of(run, layer)
-        if run.clips.concepts and "truth" in c.sources:
+        if run.clips.concepts:
             truth = run.truth(activity.clip_ids, activity.frames)
-            if truth.clip_ids == activity.clip_ids:  # truth of some clips alone fills the table, and names nothing
+            whole = truth.clip_ids == activity.clip_ids  # truth of some clips alone fills the table, and names nothing
+            if whole and "truth" in c.sources:
                 heard["truth"] = hear_truth(truth)
             activities = {"sae": activity, "neuron": neuron_activity(run.store(layer))}
             if run.config.harvest.control:
@@ -262,7 +262,6 @@ def _duck(run: "Run", activity: Activity, exam: Exam, rows: list[dict[str, Any]]
 def _features(exam: Exam, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a feature: coherence by the tagger's ear (or another's), its family by co-activation, and its bucket."""
     ears = [exam.hearings[name] for name in ("tagger", "clap", "descriptors") if name in exam.hearings]
-    ears = [one for one in ears if one.embedding is not None]
     firing = exam.firing
     coherent = intruder_scores(ears[0].embedding, firing.clips) if ears else None
     family = families(firing.clips)

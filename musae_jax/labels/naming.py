@@ -35,8 +35,8 @@ def name_features(
     `label` and `score` say where the same features fire in the clips of either half. `evidence` holds the AUROC on the
     held-out half (`score`) and on the half that chose (`label_score`), the mean and 95th percentile of `permutations`
     exchanges of the feature's firing between tracks, the share of them that did as well (`p`), its correction over all
-    rows (`q`), the clips in which the feature fires (`positives`) of how many (`n`), and the half that chose has these
-    as its best candidates. `confidence` is 0 where q exceeds 5 %.
+    rows (`q`), the clips in which the feature fires (`positives`) of how many (`n`), and the `candidates` that did best
+    on the half that chose. `confidence` is 0 where q exceeds 5 %.
     """
     best, chosen = best_names(hearing.subset(label.clip_ids), label)
     held_out = hearing.subset(score.clip_ids)

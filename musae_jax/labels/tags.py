@@ -1,14 +1,15 @@
 """Names from an audio classifier: the tags that are more probable where a feature fires than elsewhere."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from musae_jax.batching import in_batches
 from musae_jax.compose.concepts import CONCEPT_INDEX, VOCABULARY
 from musae_jax.features.firing import PARTS
+from musae_jax.labels import onnx_tagger
 from musae_jax.labels.hearing import Hearing
+from musae_jax.labels.onnx_tagger import OnnxTagger
 from musae_jax.labels.scores import Concept
 from musae_jax.models.ast import Tagger, tag_probabilities
 
@@ -28,7 +29,7 @@ def tag_concepts(labels: Sequence[str]) -> tuple[Concept, ...]:
 
 
 def hear_tags(
-    tagger: Tagger,
+    tagger: Tagger | OnnxTagger,
     clip_ids: Sequence[str],
     load: Callable[[str], np.ndarray],
     sampling_rate: int,
@@ -37,16 +38,15 @@ def hear_tags(
 ) -> Hearing:
     """Log odds of every tag; `load(clip id)` gives audio [S].
 
-    Of a clip they are the mean over windows that overlap, of a share of it those of the window whose middle is nearest.
-    The embedding is a clip's log odds, standardised.
+    Of a clip they are the mean over windows that overlap, of a share of it those of the window whose middle is nearest;
+    an ONNX tagger hears whole clips. The embedding is a clip's log odds, standardised.
     """
-    concepts = tag_concepts(tagger.config.labels)
+    listen = _by_window if isinstance(tagger, Tagger) else _by_clip
+    concepts = tag_concepts(tagger.config.labels if isinstance(tagger, Tagger) else tagger.labels)
     framed = np.asarray([concept.level == "frame" for concept in concepts])
     clips, shares = [], []
     for done, clip in enumerate(clip_ids, start=1):
-        windows, middles = tagger.front_end.cut(load(clip), sampling_rate, tagger.config.max_length, OVERLAP)
-        size = min(len(windows), BATCH)  # clips of one length are compiled for once, and nothing is filled up
-        odds = _log_odds(in_batches(lambda mel: tag_probabilities(tagger.config, tagger.params, mel), windows, size))
+        odds, middles = listen(tagger, load(clip), sampling_rate)
         clips.append(odds.mean(0))
         nearest = np.abs(middles[:, None] - (np.arange(parts) + 0.5) / parts).argmin(0)  # [W]
         shares.append(odds[nearest][:, framed])
@@ -58,24 +58,15 @@ def hear_tags(
     return Hearing(SOURCE, tuple(clip_ids), concepts, heard, np.stack(shares), embedding)
 
 
-def hear_onnx(
-    tagger: Any,
-    clip_ids: Sequence[str],
-    load: Callable[[str], np.ndarray],
-    sampling_rate: int,
-    progress: Callable[[int, int, str], None] | None = None,
-    parts: int = PARTS,
-) -> Hearing:
-    """As `hear_tags`, of an `OnnxTagger`, which hears whole clips only."""
-    from musae_jax.labels.onnx_tagger import tag
+def _by_window(tagger: Tagger, audio: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Log odds [W', C] of windows of a sound [S], and where their middles are, as shares of it, [W']."""
+    windows, middles = tagger.front_end.cut(audio, rate, tagger.config.max_length, OVERLAP)
+    size = min(len(windows), BATCH)  # clips of one length are compiled for once, and nothing is filled up
+    return _log_odds(in_batches(lambda x: tag_probabilities(tagger.config, tagger.params, x), windows, size)), middles
 
-    rows = []
-    for done, clip in enumerate(clip_ids, start=1):
-        rows.append(_log_odds(tag(tagger, load(clip)[None], sampling_rate)[0]))
-        if progress:
-            progress(done, len(clip_ids), "clips tagged")
-    nothing = np.zeros((len(rows), parts, 0), np.float32)
-    return Hearing(SOURCE, tuple(clip_ids), tag_concepts(tagger.labels), np.stack(rows), nothing)
+
+def _by_clip(tagger: OnnxTagger, audio: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray]:
+    return _log_odds(onnx_tagger.tag(tagger, audio[None], rate)), np.asarray([0.5])
 
 
 def _log_odds(probability: np.ndarray) -> np.ndarray:

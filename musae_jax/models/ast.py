@@ -18,14 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 import soxr
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
 
 from musae_jax.batching import in_batches
 from musae_jax.errors import MusaeError
-from musae_jax.files import atomic_folder, atomic_path, write_json
+from musae_jax.files import atomic_folder, write_json
 from musae_jax.models.ast_front_end import FrontEnd
 from musae_jax.models.ast_table import ast_from_hf, ast_to_hf
-from musae_jax.models.folder import CONFIG, INDEX, WEIGHTS, fetch_model, local_folder, read_object, read_tensors, refuse
+from musae_jax.models.folder import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    fetch_model,
+    local_folder,
+    read_object,
+    read_tensors,
+    refuse,
+    save_tensors,
+)
 from musae_jax.models.hf_config import read_fields
 from musae_jax.models.t5 import ACTIVATIONS
 
@@ -262,8 +271,7 @@ def save_tagger(folder: str | Path, tagger: Tagger) -> None:
 
 
 def _write(folder: Path, tagger: Tagger) -> None:
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(ast_to_hf(tagger.params), temporary, {"format": "pt"})  # "pt" is what transformers asks for
+    save_tensors(folder / WEIGHTS, ast_to_hf(tagger.params))
     (folder / INDEX).unlink(missing_ok=True)
     write_json(folder / PREPROCESSOR, tagger.front_end.to_hf(tagger.config.max_length))
     write_json(folder / CONFIG, tagger.config.to_hf())

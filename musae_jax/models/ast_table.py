@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from musae_jax.models.folder import take_tensors
+
 Shapes = Mapping[str, tuple[int, ...]]  # of every parameter, by its path with slashes
 
 
@@ -71,23 +73,9 @@ def _places(shapes: Shapes) -> dict[str, tuple[str, tuple[int, ...], tuple[int, 
 
 def ast_from_hf(tensors: Mapping[str, Any], shapes: Shapes) -> tuple[dict[str, Any], list[str]]:
     """Hugging Face tensors to our params, float32, and every problem found; with any the params are unusable."""
-    problems, flat = [], {}
     places = _places(shapes)
-    for key, (path, axes, shape) in places.items():
-        if key not in tensors:
-            problems.append(f"tensor {key} is missing (expected shape {shape})")
-            continue
-        value = np.asarray(tensors[key])
-        if value.shape != shape:
-            problems.append(f"tensor {key} has shape {value.shape}, expected {shape}")
-            continue
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            problems.append(f"tensor {key} holds {value.dtype}, expected floating point")
-            continue
-        if not np.isfinite(value).all():
-            problems.append(f"tensor {key} has values that are not finite")
-        flat[path] = jnp.asarray(value.transpose(axes), jnp.float32)
-    problems += [f"tensor {key} has no place in this model" for key in sorted(set(tensors) - set(places))]
+    found, problems = take_tensors(tensors, {key: shape for key, (_, _, shape) in places.items()})
+    flat = {places[key][0]: jnp.asarray(value.transpose(places[key][1]), jnp.float32) for key, value in found.items()}
     return unflatten_dict(flat, sep="/"), problems
 
 

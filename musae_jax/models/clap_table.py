@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from musae_jax.models.clap import ClapConfig, parameter_shapes
+from musae_jax.models.folder import take_tensors
 from musae_jax.models.htsat import relative_places
 
 LINEAR, IMAGE = (1, 0), (2, 3, 1, 0)  # our axes in terms of torch's: [out, in], [out, in, height, width]
@@ -100,23 +101,13 @@ def hf_shapes(config: ClapConfig) -> dict[str, tuple[tuple[int, ...], Row, str]]
 def clap_from_hf(tensors: Mapping[str, Any], config: ClapConfig) -> tuple[dict[str, Any], list[str]]:
     """Hugging Face tensors to our params, float32, and every problem found; with any the params are unusable."""
     wanted = hf_shapes(config)
-    problems, flat = [], {}
-    for key, (shape, row, path) in wanted.items():
-        if key not in tensors:
-            problems.append(f"tensor {key} is missing (expected shape {shape})")
-            continue
-        value = np.asarray(tensors[key])
-        if value.shape != shape:
-            problems.append(f"tensor {key} has shape {value.shape}, expected {shape}")
-            continue
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            problems.append(f"tensor {key} holds {value.dtype}, expected floating point")
-            continue
-        if not np.isfinite(value).all():
-            problems.append(f"tensor {key} has values that are not finite")
+    known = {key: value for key, value in tensors.items() if key in wanted or not IGNORED.fullmatch(key)}
+    found, problems = take_tensors(known, {key: shape for key, (shape, _, _) in wanted.items()})
+    flat = {}
+    for key, value in found.items():
+        _, row, path = wanted[key]
         flat[path] = jnp.asarray(value if row.axes is None else value.transpose(row.axes), jnp.float32)
-    unknown = sorted(key for key in set(tensors) - set(wanted) if not IGNORED.fullmatch(key))
-    return unflatten_dict(flat, sep="/"), problems + [f"tensor {key} has no place in this model" for key in unknown]
+    return unflatten_dict(flat, sep="/"), problems
 
 
 def clap_to_hf(params: Mapping[str, Any], config: ClapConfig) -> dict[str, np.ndarray]:

@@ -123,6 +123,29 @@ def refuse(folder: Path, problems: list[str], what: str = "a MusicGen", most: in
     raise MusaeError(f"{folder} is not {what} that musae_jax can read ({len(problems)} found): {text}")
 
 
+def take_tensors(
+    tensors: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Those of `tensors` that have the wanted shapes and hold floating-point numbers, and every problem found: what is
+    missing, misshapen, of another kind, not finite, or not wanted."""
+    found, problems = {}, []
+    for key, shape in wanted.items():
+        if key not in tensors:
+            problems.append(f"tensor {key} is missing (expected shape {shape})")
+            continue
+        value = np.asarray(tensors[key])
+        if value.shape != shape:
+            problems.append(f"tensor {key} has shape {value.shape}, expected {shape}")
+            continue
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            problems.append(f"tensor {key} holds {value.dtype}, expected floating point")
+            continue
+        if not np.isfinite(value).all():
+            problems.append(f"tensor {key} has values that are not finite")
+        found[key] = value
+    return found, problems + [f"tensor {key} has no place in this model" for key in sorted(set(tensors) - set(wanted))]
+
+
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The files with a folder's tensors, and what the index promises (tensor to file name) where there are shards.
 

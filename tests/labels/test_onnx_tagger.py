@@ -1,6 +1,7 @@
 """ONNX taggers: patches, and with onnxruntime and onnx installed a small embedding model with two heads."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from musae_jax.audio.musicnn_mel import musicnn_mel
 from musae_jax.errors import MusaeError
-from musae_jax.labels.onnx_tagger import cut_patches, load_onnx_tagger, tag
+from musae_jax.labels.onnx_tagger import cut_patches, load_onnx_folder, load_onnx_tagger, tag
+from musae_jax.labels.tags import hear_tags
 
 
 def test_patches_are_cut_every_62_frames_and_a_short_sound_is_repeated():
@@ -112,3 +114,20 @@ def test_files_that_do_not_fit_are_refused_by_name(models, tmp_path):
     copy.write_bytes(b"nothing")
     with pytest.raises(MusaeError, match="no ONNX model"):
         load_onnx_tagger(effnet, [copy])
+
+
+def test_a_folder_of_models_is_a_source_of_names(models, tmp_path):
+    folder, _, weights = models
+    with pytest.raises(MusaeError, match="holds 0 models discogs-effnet"):
+        load_onnx_folder(tmp_path)
+    shutil.copy(folder / "effnet-bsdynamic-1.onnx", tmp_path / "discogs-effnet-bsdynamic-1.onnx")
+    for name in weights:
+        for suffix in (".onnx", ".json"):
+            shutil.copy(folder / f"{name}{suffix}", tmp_path)
+    tagger = load_onnx_folder(tmp_path)
+    sounds = dict(zip("abc", np.random.default_rng(1).normal(size=(3, 40_000)).astype(np.float32)))
+    heard = hear_tags(tagger, "abc", sounds.__getitem__, 16_000, parts=4)
+    probability = tag(tagger, np.stack(list(sounds.values())), 16_000)
+    np.testing.assert_allclose(1 / (1 + np.exp(-heard.clips)), probability, atol=1e-5)
+    assert heard.parts.shape == (3, 4, 0) and heard.embedding.shape == heard.clips.shape == (3, 6)
+    assert heard.concepts[0].name == "genre: class 0" and heard.concepts[0].family == "genre"
