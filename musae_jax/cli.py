@@ -357,8 +357,9 @@ def train_ears_verb(flags: TrainEarsFlags) -> str:
         clips=flags.clips, tagger=TaggerTraining(steps=flags.tagger_steps), clap=ClapTraining(steps=flags.clap_steps)
     )
     with progress_bar("ears", console) as progress:
-        tagger, clap = train_ears(flags.work, load_musicgen("pocket"), training, progress)
+        tagger, strokes, clap = train_ears(flags.work, load_musicgen("pocket"), training, progress)
     save_tagger(flags.out / "tagger", tagger)
+    save_tagger(flags.out / "strokes", strokes)
     save_clap(flags.out / "clap", clap)
     return str(flags.out)
 

@@ -163,12 +163,15 @@ class ValidateConfig:
     """Exchanges of clips that make a name's null."""
     draws: int = 200
     """Draws of clips for intervals."""
-    strong: float = 0.8
+    strong: float = 0.85
     """The AUROC that the source of a name and its judge must both reach on held-out clips."""
     ducked: int = 16
     """How many of the surest names are heard again with the rest of the clip made softer."""
     controls: bool = True
     """The same for neurons, components, random directions and the SAE on random weights."""
+    fresh: int = 200
+    """Composed clips on which no name was chosen or confirmed, to mark the names by the composer's truth; 0: those on
+    which they were confirmed, which flatters."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from musae_jax.features.statistics import load_statistics
 from musae_jax.files import read_json_lines, write_json, write_json_lines
 from musae_jax.labels.descriptors import hear_descriptors, name_ends
 from musae_jax.labels.detection import best_names
-from musae_jax.labels.hearing import Hearing, hear_truth, load_hearing, save_hearing
+from musae_jax.labels.hearing import Hearing, hear_truth, join_hearings, load_hearing, more_clips, save_hearing
 from musae_jax.labels.llm.client import LLMClient
 from musae_jax.labels.llm.labeller import label_features
 from musae_jax.labels.llm.presentation import Clip as HeardClip
@@ -33,15 +33,16 @@ from musae_jax.labels.vocabulary import MUSIC, POCKET
 from musae_jax.labels.zero_shot import hear_words, with_any_text
 from musae_jax.models.ast import load_tagger
 from musae_jax.models.clap_checkpoints import load_clap
-from musae_jax.pocket import CLAP, TAGGER
+from musae_jax.pocket import CLAP, TAGGERS
 from musae_jax.sae.controls import neuron_sae, pca_sae, random_sae
 from musae_jax.sae.formats import load_sae
+from musae_jax.sae.sae import SAE
 from musae_jax.validation.agreement import agreement
 from musae_jax.validation.detections import Exam, examine, set_exam, summarise_source
 from musae_jax.validation.ducking import ducked_difference, ducked_sounds
 from musae_jax.validation.filters import sweep_filters
 from musae_jax.validation.intruder import intruder_scores
-from musae_jax.validation.known_truth import Named, name_table
+from musae_jax.validation.known_truth import Named, mark_names, name_table
 
 if TYPE_CHECKING:
     from musae_jax.run import Run
@@ -57,11 +58,12 @@ SAMPLE = 20_000  # positions that components and random directions are made from
 
 
 EARS = ("descriptors", "tagger", "clap")
-BUNDLED = {"tagger": TAGGER, "clap": CLAP}
 
 
 def ear(run: "Run", source: str) -> str:
     """The tagger or the CLAP of a run, "" if it has none: the pocket's know composed music only."""
+    if source == "descriptors":
+        return source
     asked = getattr(run.config.label, source)
     return asked or ("pocket" if run.config.audio is None else "")
 
@@ -71,10 +73,9 @@ def hear(run: "Run", sources: Sequence[str] = EARS, progress: Progress | None = 
     store, rate = run.store(run.layers[0]), run.model.config.sampling_rate
     clips, heard = store.clip_ids, {}
     for source in (one for one in EARS if one in sources):
-        name = ear(run, source) if source in BUNDLED else ""
-        if source in BUNDLED and not name:
+        name = ear(run, source)
+        if not name:
             continue
-        where = BUNDLED[source] if name == "pocket" else name
         path = run.folder / "labels" / f"heard-{source}.safetensors"
         known = _kept(path)
         about = f"{name} on {store.content_sha256[:16]}"
@@ -82,16 +83,20 @@ def hear(run: "Run", sources: Sequence[str] = EARS, progress: Progress | None = 
             if source == "descriptors":
                 known = hear_descriptors(clips, run.audio, rate, progress)
             elif source == "tagger":
-                known = _tags(where, clips, run.audio, rate, progress)
+                known = _tags(name, clips, run.audio, rate, progress)
             else:
                 words = POCKET if name == "pocket" else MUSIC
-                known = hear_words(load_clap(where), words, clips, run.audio, rate, progress)
+                known = hear_words(load_clap(_clap(name)), words, clips, run.audio, rate, progress)
             known = replace(known, ear=about)
             save_hearing(path, known)
         # the pocket's CLAP knows its own words only
         any_text = source == "clap" and name != "pocket"
-        heard[source] = with_any_text(known, load_clap(where)) if any_text else known
+        heard[source] = with_any_text(known, load_clap(_clap(name))) if any_text else known
     return heard
+
+
+def _clap(name: str) -> str | Path:
+    return CLAP if name == "pocket" else name
 
 
 def _kept(path: Path) -> Hearing | None:
@@ -102,10 +107,10 @@ def _kept(path: Path) -> Hearing | None:
         return None
 
 
-def _tags(where: str | Path, clips: Sequence[str], load: Callable, rate: int, progress: Progress | None) -> Hearing:
-    folder = Path(where).expanduser()
-    tagger = load_onnx_folder(folder) if any(folder.glob("*.onnx")) else load_tagger(where)
-    return hear_tags(tagger, clips, load, rate, progress)
+def _tags(name: str, clips: Sequence[str], load: Callable, rate: int, progress: Progress | None) -> Hearing:
+    folders = TAGGERS if name == "pocket" else (Path(name).expanduser(),)
+    taggers = [load_onnx_folder(one) if any(one.glob("*.onnx")) else load_tagger(one) for one in folders]
+    return join_hearings([hear_tags(tagger, clips, load, rate, progress) for tagger in taggers])
 
 
 def label_stage(run: "Run", progress: Progress | None = None) -> None:
@@ -164,6 +169,14 @@ def firing_of(run: "Run", activity: Activity, half: str, most: float = MOST) -> 
     return find_firing(activity, clips, alive, run.config.features.active_above, most=most)
 
 
+def firing_anew(run: "Run", fresh: Activity | None, confirmed: Firing, most: float = MOST) -> Firing:
+    """Where features fire in the clips that mark their names: in fresh ones, else where the names were confirmed."""
+    if fresh is None:
+        return confirmed
+    clips = range(len(fresh.clip_ids))
+    return find_firing(fresh, clips, confirmed.features, run.config.features.active_above, most=most)
+
+
 def ask_llm(run: "Run", layer: int, activity: Activity, progress: Progress | None = None) -> list[dict[str, Any]]:
     """Names of the kept features by an audio LLM, from their exemplars of the half that names; failures and what it
     cost go to RUN/labels/llm-<hook>.json."""
@@ -193,9 +206,9 @@ def ask_llm(run: "Run", layer: int, activity: Activity, progress: Progress | Non
     ]
 
 
-def validate_stage(run: "Run", progress: Progress | None = None) -> None:
+def validate_names(run: "Run", fresh: "Run | None" = None, progress: Progress | None = None) -> None:
     """RUN/validation: names.jsonl (each name judged by another source), features.jsonl (each feature's coherence,
-    family and bucket), filters.jsonl, summary.json."""
+    family and bucket), filters.jsonl, summary.json. `fresh` is music on which the composer's truth marks the names."""
     heard = hear(run, progress=progress)  # who did not name may still judge
     names = read_json_lines(run.folder / "labels" / "labels.jsonl")
     truth, out = None, run.folder / "validation"
@@ -203,9 +216,8 @@ def validate_stage(run: "Run", progress: Progress | None = None) -> None:
     controls: dict[str, list[Named]] = {}
     for layer in run.layers:
         hook, activity = hook_name(layer), activity_of(run, layer)
-        if run.clips.concepts and truth is None:
-            known = run.truth(activity.clip_ids, activity.frames)
-            truth = hear_truth(known) if known.clip_ids == activity.clip_ids else None
+        if layer == run.layers[0]:
+            truth = _truth(run, fresh, activity)
         mine = [row for row in names if row["hook"] == hook]
         exam = _exam(run, activity, heard)
         rows = examine(exam, mine, progress)
@@ -213,16 +225,41 @@ def validate_stage(run: "Run", progress: Progress | None = None) -> None:
         judged += rows
         features += [{"hook": hook, "sae": run.name, **row} for row in _features(exam, rows)]
         passed = [row for row in rows if row["passed"] and row["source"] != "truth"]
-        sae_named.append(Named(firing_of(run, activity, "label"), exam.firing, passed))
         filters += [{"hook": hook, **row} for row in sweep_filters(activity, passed)]
-        if run.config.validate.controls and truth is not None:
-            for name, control in _controls(run, layer, activity).items():
-                rates = RATES if name in DENSE else (MOST,)
-                controls.setdefault(name, []).extend(_name_control(run, control, heard, most) for most in rates)
+        if truth is None:
+            continue
+        anew = activity_in(fresh, layer, load_sae(run.sae_folder(layer)))
+        sae_named.append(Named(firing_of(run, activity, "label"), firing_anew(run, anew, exam.firing), passed))
+        for name, sae, untrained in _controls(run, layer) if run.config.validate.controls else ():
+            control, anew = (activity_in(where, layer, sae, untrained) for where in (run, fresh))
+            controls[name] = controls.get(name, [])
+            for most in RATES if name in DENSE else (MOST,):
+                controls[name].append(_name_control(run, control, anew, heard, most))
+    summary = _summary(run, names, judged, features, truth, sae_named, controls)  # marks the names as well
+    if truth is not None:
+        summary["marked_on"] = {"clips": len(sae_named[0].score.clip_ids), "fresh": fresh is not None}
     write_json_lines(out / "names.jsonl", judged)
     write_json_lines(out / "features.jsonl", features)
     write_json_lines(out / "filters.jsonl", filters)
-    write_json(out / "summary.json", _summary(run, names, judged, features, truth, sae_named, controls))
+    write_json(out / "summary.json", summary)
+
+
+def activity_in(run: "Run | None", layer: int, sae: SAE, control: bool = False) -> Activity | None:
+    """What the features of any dictionary do over a run's clips, read by its model or by its control's."""
+    return None if run is None else sae_activity(run.store(layer, control), sae)
+
+
+def _truth(run: "Run", fresh: "Run | None", activity: Activity) -> Hearing | None:
+    """The composer's truth of all the clips of the run, and of the fresh ones; None where it is not whole."""
+    if not run.clips.concepts:
+        return None
+    known = hear_truth(run.truth(activity.clip_ids, activity.frames))
+    if known.clip_ids != activity.clip_ids:
+        return None
+    if fresh is None:
+        return known
+    clips = fresh.store(fresh.layers[0]).clip_ids
+    return more_clips(known, hear_truth(fresh.truth(clips, activity.frames)))
 
 
 def _exam(run: "Run", activity: Activity, heard: dict[str, Hearing]) -> Exam:
@@ -254,7 +291,7 @@ def _duck(run: "Run", activity: Activity, exam: Exam, rows: list[dict[str, Any]]
             curve = activity.curve(numbers[clip], row["feature"])
             sounds |= ducked_sounds(f"{row['feature']}/{clip}", run.audio(clip), rate, curve)
     if sounds:
-        heard = _tags(BUNDLED["tagger"] if name == "pocket" else name, list(sounds), sounds.__getitem__, rate, progress)
+        heard = _tags(name, list(sounds), sounds.__getitem__, rate, progress)
         for row in sure:
             row["ducked"] = ducked_difference(heard, f"{row['feature']}/", row["name"])
 
@@ -276,8 +313,8 @@ def _features(exam: Exam, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     return result
 
 
-def _controls(run: "Run", layer: int, activity: Activity) -> dict[str, Activity]:
-    """The dictionaries that a figure must be printed beside, over the same clips."""
+def _controls(run: "Run", layer: int) -> Iterator[tuple[str, SAE, bool]]:
+    """The dictionaries that a figure must be printed beside, each with whether it reads the model of random weights."""
     store, sae = run.store(layer), load_sae(run.sae_folder(layer))
     chunks, room = [], SAMPLE
     for _, residuals in store.shards():
@@ -287,19 +324,17 @@ def _controls(run: "Run", layer: int, activity: Activity) -> dict[str, Activity]
         if room <= 0:
             break
     sample = np.concatenate(chunks)
-    k = run.config.train.k
-    made = {
-        "random_sae": random_sae(jax.random.key(run.config.seed), sample, sae.config.d_sae, min(k, sae.config.d_sae)),
-        "neurons": neuron_sae(sample),
-        "pca": pca_sae(sample),
-    }
-    activities = {name: sae_activity(store, one) for name, one in made.items()}
+    active = min(run.config.train.k, sae.config.d_sae)
+    yield "random_sae", random_sae(jax.random.key(run.config.seed), sample, sae.config.d_sae, active), False
+    yield "neurons", neuron_sae(sample), False
+    yield "pca", pca_sae(sample), False
     if run.config.harvest.control:
-        activities["random_weights"] = activity_of(run, layer, control=True)
-    return activities
+        yield "random_weights", load_sae(run.sae_folder(layer, control=True)), True
 
 
-def _name_control(run: "Run", activity: Activity, heard: dict[str, Hearing], most: float) -> Named:
+def _name_control(
+    run: "Run", activity: Activity, fresh: Activity | None, heard: dict[str, Hearing], most: float
+) -> Named:
     """A control, with those of its names that another source has confirmed."""
     label, score = (firing_of(run, activity, half, most) for half in ("label", "score"))
     c = run.config.validate  # of a control only which names pass is asked: fewer exchanges, no intervals
@@ -312,7 +347,8 @@ def _name_control(run: "Run", activity: Activity, heard: dict[str, Hearing], mos
             {**about, "feature": label.features[n], "name": hearing.concepts[best[n]].name}
             for n in np.flatnonzero(best >= 0)
         ]
-    return Named(label, exam.firing, [row for row in examine(exam, rows) if row["passed"]])
+    passed = [row for row in examine(exam, rows) if row["passed"]]
+    return Named(label, firing_anew(run, fresh, exam.firing, most), passed)
 
 
 def _summary(
@@ -324,6 +360,7 @@ def _summary(
     sae_named: Sequence[Named],
     controls: dict[str, list[Named]],
 ) -> dict[str, Any]:
+    """What summary.json holds; the rows of names that passed get what truth says of them (`truth`)."""
     sources = list(dict.fromkeys(row["source"] for row in names))
     buckets = [row["bucket"] for row in features]
     summary: dict[str, Any] = {
@@ -342,7 +379,11 @@ def _summary(
     }
     if truth is not None:
         clips = sae_named[0].score.clip_ids
-        orders = shuffles([run.tracks[clip] for clip in clips], run.config.validate.permutations, run.config.seed)
+        tracks = [run.tracks.get(clip, clip) for clip in clips]  # fresh clips are tracks of their own
+        orders = shuffles(tracks, run.config.validate.permutations, run.config.seed)
+        for one, marks in zip(sae_named, mark_names(truth, sae_named, orders)):
+            for row, mark in zip(one.names, marks):
+                row["truth"] = mark and {"lift": round(mark.lift, 4), "right": mark.right}
         # controls are not put before an audio LLM: what stands beside them does without its names
         alike = [replace(one, names=[row for row in one.names if row["source"] != "llm"]) for one in sae_named]
         summary.update(name_table(truth, alike, orders))

@@ -33,7 +33,7 @@ from musae_jax.mesh import first_process, make_mesh
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.layout import place_musicgen
 from musae_jax.models.musicgen import MusicGen, encode_audio, random_musicgen
-from musae_jax.names import activity_of, label_stage, validate_stage
+from musae_jax.names import activity_of, label_stage, validate_names
 from musae_jax.places import Place, inside, open_place
 from musae_jax.pocket import JUDGE
 from musae_jax.sae.curves import write_training_picture
@@ -47,6 +47,7 @@ from musae_jax.validation.splice import splice_folder
 
 Progress = Callable[[int, int, str], None]
 CONTROL = "random-weights"  # ends the name of everything made from the same architecture untrained
+FRESH = 1000  # added to a run's seed of composition: music on which nothing was chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +151,25 @@ class Run:
         return self.folder / "features" / hook_name(layer) / self.name
 
 
+def fresh_run(run: Run, progress: Progress | None = None) -> Run | None:
+    """Other music by the same composer and its residuals, on which no name was chosen or confirmed; None for music
+    that was not composed here."""
+    c = run.config
+    if c.audio is not None or not c.validate.fresh:
+        return None
+    config = dataclasses.replace(
+        c,
+        compose=dataclasses.replace(c.compose, clips=c.validate.fresh, seed=c.compose.seed + FRESH),
+        harvest=dataclasses.replace(c.harvest, store="", control=c.harvest.control and c.validate.controls),
+    )
+    folder = run.folder / "validation" / f"fresh-{c.validate.fresh}"
+    fresh = Run(folder, config)
+    vars(fresh)["model"] = run.model  # not a second copy
+    compose_stage(fresh, progress)
+    harvest_stage(fresh, progress)
+    return fresh
+
+
 def untrained(model: MusicGen, seed: int) -> MusicGen:
     """The same architecture with random weights of the same types; its codec is the trained one."""
     params = {**random_musicgen(model.config, jax.random.key(seed + 1)).params, "audio": model.params["audio"]}
@@ -217,6 +237,11 @@ def features_stage(run: Run, progress: Progress | None = None) -> None:
         save_exemplars(folder, exemplars)
         heard = sorted({exemplar.clip for exemplar in exemplars})
         save_clips(folder, heard, run.audio, run.model.config.sampling_rate, captions)
+
+
+def validate_stage(run: Run, progress: Progress | None = None) -> None:
+    """Names judged by other sources, and marked by truth on fresh music where there is some."""
+    validate_names(run, fresh_run(run, progress), progress)
 
 
 def steer_stage(run: Run, progress: Progress | None = None) -> None:

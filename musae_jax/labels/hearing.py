@@ -88,6 +88,40 @@ class Hearing:
         )
 
 
+def join_hearings(hearings: Sequence[Hearing]) -> Hearing:
+    """What several ears of one source hear of the same clips; a concept that two of them know is the first's."""
+    first = hearings[0]
+    concepts, clips, parts, known = [], [], [], set()
+    for one in hearings:
+        mine = np.asarray([concept.name not in known for concept in one.concepts], bool)
+        known |= {concept.name for concept in one.concepts}
+        concepts += [concept for concept, use in zip(one.concepts, mine) if use]
+        clips.append(one.clips[:, mine])
+        parts.append(one.parts[:, :, mine[one.framed]])
+    embeddings = [one.embedding for one in hearings if one.embedding is not None]
+    return replace(
+        first,
+        concepts=tuple(concepts),
+        clips=np.concatenate(clips, 1),
+        parts=np.concatenate(parts, 2),
+        embedding=np.concatenate(embeddings, 1) if embeddings else None,
+    )
+
+
+def more_clips(first: Hearing, second: Hearing) -> Hearing:
+    """What one ear hears of two corpora, as of one; embeddings are left out, as each is standardised by itself."""
+    if (first.source, first.concepts) != (second.source, second.concepts):
+        raise ValueError(f"{first.source} and {second.source} do not hear the same concepts")
+    return replace(
+        first,
+        clip_ids=first.clip_ids + second.clip_ids,
+        clips=np.concatenate([first.clips, second.clips]),
+        parts=np.concatenate([first.parts, second.parts]),
+        embedding=None,
+        hears=None,
+    )
+
+
 def hear_truth(truth: Truth, parts: int = PARTS) -> Hearing:
     """The composer's truth in the form of a source: how much of the clip, or of a share of it, has the concept."""
     framed = [c for c, concept in enumerate(truth.concepts) if concept.level == "frame"]

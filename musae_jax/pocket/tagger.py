@@ -1,7 +1,8 @@
-"""Training the pocket's tagger: a small Audio Spectrogram Transformer that says which of the composer's concepts hold.
+"""Training the pocket's taggers: small Audio Spectrogram Transformers that say which of the composer's concepts hold.
 
-It hears 2.56 s at a time. What comes and goes (chords, whether the melody sounds) is asked of the middle of that
+One hears 2.56 s at a time. What comes and goes (chords, whether the melody sounds) is asked of the middle of that
 window, so that a window at every place tells when; what holds for whole clips is asked of every window, and averaged.
+A stroke passes too fast for it: a smaller one hears 0.32 s, and says what is struck in the middle tenth of a second.
 """
 
 import dataclasses
@@ -23,12 +24,8 @@ from musae_jax.pocket.ears import EarBank
 from musae_jax.pocket.loop import train_loop
 from musae_jax.pocket.schedule import kernels_by_muon
 
-COMING_AND_GOING = ("chord root", "chord quality")  # and melody: sounding; hits and beats pass too fast for a window
-TAGS = tuple(
-    c.name for c in VOCABULARY if c.level == "clip" or c.family in COMING_AND_GOING or c.name == "melody: sounding"
-)
-WINDOW = 256  # frames of 10 ms
-MIDDLE = 32  # frames of truth (20 ms) in the middle of a window, of which most must have the concept
+STRUCK = ("percussion: kick", "percussion: snare", "percussion: hat", "melody: onset")
+TAGS = tuple(c.name for c in VOCABULARY if c.name not in STRUCK and c.family != "bar")  # beats are heard by neither
 TAGGER = ASTConfig(
     hidden_size=192,
     num_hidden_layers=4,
@@ -36,24 +33,39 @@ TAGGER = ASTConfig(
     intermediate_size=768,
     frequency_stride=16,
     time_stride=16,
-    max_length=WINDOW,
+    max_length=256,  # frames of 10 ms
     num_mel_bins=128,
     labels=TAGS,
+)
+STROKES = dataclasses.replace(
+    TAGGER,
+    hidden_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=384,
+    time_stride=8,
+    max_length=32,
+    labels=STRUCK,
 )
 FRONT_END = FrontEnd(num_mel_bins=128, mean=-9.0, std=2.5)  # about those of the composer's music
 
 
 @dataclasses.dataclass(frozen=True)
 class TaggerTraining:
-    """How the tagger is trained."""
+    """How a tagger is trained."""
 
     steps: int = 3000
     batch_size: int = 32  # windows
+    middle: int = 32  # frames of truth (20 ms) in the middle of a window, that are asked about
+    most: float = 0.5  # share of them above which a concept is said to hold
     learning_rate: float = 2e-3
     warmup: int = 100
     decay: float = 0.6  # last share of the steps, over which the learning rate falls to nothing
     weight_decay: float = 0.05
     seed: int = 0
+
+
+STROKES_TRAINING = TaggerTraining(steps=4000, batch_size=128, middle=5, most=0.0)
 
 
 @partial(jax.jit, static_argnames=("config", "training"), donate_argnames=("state",))
@@ -75,31 +87,35 @@ def optimiser(training: TaggerTraining) -> optax.GradientTransformation:
     )
 
 
-def window_truth(truth: np.ndarray, start: int) -> np.ndarray:
-    """Which tags hold in the window of `WINDOW` spectrogram frames from `start`: bool [T, C] -> float32 [tags]."""
-    middle = (start + WINDOW // 2) // 2
-    span = truth[max(0, middle - MIDDLE // 2) : middle + MIDDLE // 2]
-    return (span.mean(0) > 0.5)[[CONCEPT_INDEX[name] for name in TAGS]].astype(np.float32)
+def window_truth(truth: np.ndarray, start: int, config: ASTConfig, training: TaggerTraining) -> np.ndarray:
+    """Which tags hold in the window of the spectrogram from frame `start`: bool [T, C] -> float32 [tags]."""
+    middle = (start + config.max_length // 2) // 2
+    first = max(0, middle - training.middle // 2)
+    span = truth[first : middle - training.middle // 2 + training.middle]
+    return (span.mean(0) > training.most)[[CONCEPT_INDEX[name] for name in config.labels]].astype(np.float32)
 
 
-def measure_tagger(config: ASTConfig, params: dict, bank: EarBank) -> dict[str, float]:
-    """Mean AUROC of what holds for clips (means over windows) and of what comes and goes (by window); held-out nats."""
-    starts = np.linspace(0, bank.tagger.shape[1] - WINDOW, 7).round().astype(int)
+def measure_tagger(config: ASTConfig, params: dict, bank: EarBank, training: TaggerTraining) -> dict[str, float]:
+    """Mean AUROC of what holds for clips (means over windows) and of what comes and goes (by window), where there is
+    such; held-out nats."""
+    window, frames = config.max_length, bank.tagger.shape[1]
+    starts = np.linspace(0, frames - window, max(7, frames // window)).round().astype(int)
     clips = len(bank.tagger)
-    mel = np.stack([clip[start : start + WINDOW] for clip in bank.tagger for start in starts]).astype(np.float32)
+    mel = np.stack([clip[start : start + window] for clip in bank.tagger for start in starts]).astype(np.float32)
     mel = FRONT_END.normalised(mel)
-    truth = np.stack([window_truth(clip, start) for clip in bank.truth for start in starts])  # [n·W, tags]
-    logits = in_batches(jax.jit(lambda x: tag_logits(config, params, x)), mel, 16)
+    truth = np.stack([window_truth(clip, start, config, training) for clip in bank.truth for start in starts])
+    logits = in_batches(jax.jit(lambda x: tag_logits(config, params, x)), mel, 16)  # [n·W, tags]
     nats = float(optax.sigmoid_binary_cross_entropy(logits, truth).mean())
-    framed = np.asarray([VOCABULARY[CONCEPT_INDEX[name]].level == "frame" for name in TAGS])
+    framed = np.asarray([VOCABULARY[CONCEPT_INDEX[name]].level == "frame" for name in config.labels])
     by_clip = [array.reshape(clips, len(starts), -1).mean(1)[:, ~framed] for array in (logits, truth)]
     figures = {"nats": nats}
     for name, values, told in (
         ("auroc_clips", by_clip[0], by_clip[1] > 0.5),
         ("auroc_frames", logits[:, framed], truth[:, framed] > 0.5),
     ):
-        scores = np.asarray([auroc(values[:, [c]], told[:, [c]])[0, 0] for c in range(values.shape[1])])
-        figures[name] = float(np.nanmean(scores))
+        if values.shape[1]:
+            scores = np.asarray([auroc(values[:, [c]], told[:, [c]])[0, 0] for c in range(values.shape[1])])
+            figures[name] = float(np.nanmean(scores))
     return figures
 
 
@@ -119,14 +135,14 @@ def train_tagger(
     def step(state, number):
         rng = np.random.default_rng([training.seed, 2, number])
         clips = rng.integers(len(bank.tagger), size=training.batch_size)
-        starts = rng.integers(bank.tagger.shape[1] - WINDOW + 1, size=training.batch_size)
-        mel = np.stack([bank.tagger[c, s : s + WINDOW] for c, s in zip(clips, starts)]).astype(np.float32)
+        starts = rng.integers(bank.tagger.shape[1] - config.max_length + 1, size=training.batch_size)
+        mel = np.stack([bank.tagger[c, s : s + config.max_length] for c, s in zip(clips, starts)]).astype(np.float32)
         mel = FRONT_END.normalised(mel)
-        truth = np.stack([window_truth(bank.truth[c], s) for c, s in zip(clips, starts)])
+        truth = np.stack([window_truth(bank.truth[c], s, config, training) for c, s in zip(clips, starts)])
         state, nats = tagger_step(state, mel, truth, config, training)
         return state, {"nats": nats}
 
     state = {"params": params, "opt": optimiser(training).init(params)}
-    measure = lambda state: measure_tagger(config, state["params"], held_out)  # noqa: E731
+    measure = lambda state: measure_tagger(config, state["params"], held_out, training)  # noqa: E731
     state = train_loop(folder, state, training.steps, step, measure, log, progress, save_every, 500)
     return Tagger(config=config, params=jax.tree.map(jnp.asarray, state["params"]), front_end=FRONT_END)

@@ -1,4 +1,4 @@
-"""The making of the pocket's ears, a tagger and a CLAP, from nothing to two folders in the Hugging Face layout."""
+"""The making of the pocket's ears, two taggers and a CLAP, from nothing to folders in the Hugging Face layout."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from musae_jax.pocket.clap import MEL, ClapTraining, train_clap
 from musae_jax.pocket.codec import encode_bank
 from musae_jax.pocket.corpus import HELD_OUT_SEED, TRAIN_SEED, open_bank
 from musae_jax.pocket.ears import EarBank, open_ear_bank
-from musae_jax.pocket.tagger import FRONT_END, TaggerTraining, train_tagger
+from musae_jax.pocket.tagger import FRONT_END, STROKES, STROKES_TRAINING, TaggerTraining, train_tagger
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class EarTraining:
     held_out_clips: int = 64
     seconds: float = 10.0
     tagger: TaggerTraining = dataclasses.field(default_factory=TaggerTraining)
+    strokes: TaggerTraining = STROKES_TRAINING
     clap: ClapTraining = dataclasses.field(default_factory=ClapTraining)
 
 
@@ -33,9 +34,10 @@ def train_ears(
     mg: MusicGen,
     training: EarTraining,
     progress: Callable[[int, int, str], None] | None = None,
-) -> tuple[Tagger, Clap]:
-    """Trains both under the folder `work`, on music as it is and through the codec of `mg`; killed and called again, it
-    goes on. Figures of every 50th step and held-out ones are appended to `work`/ears.jsonl."""
+) -> tuple[Tagger, Tagger, Clap]:
+    """Trains the tagger, that of strokes and CLAP under the folder `work`, on music as it is and through the codec of
+    `mg`; killed and called again, it goes on. Figures of every 50th step and held-out ones are appended to
+    `work`/ears.jsonl."""
     work = Path(work)
     work.mkdir(parents=True, exist_ok=True)
 
@@ -52,5 +54,6 @@ def train_ears(
 
     known = hear(TRAIN_SEED, training.clips), hear(HELD_OUT_SEED, training.held_out_clips)
     tagger = train_tagger(training.tagger, *known, work / "tagger", log, progress)
+    strokes = train_tagger(training.strokes, *known, work / "strokes", log, progress, STROKES)
     clap = train_clap(training.clap, *known, TRAIN_SEED, training.seconds, work / "clap", log, progress)
-    return tagger, clap
+    return tagger, strokes, clap

@@ -29,7 +29,7 @@ SCORERS = {
     "truth": ("tagger", "clap", "descriptors"),
     "llm": ("clap", "tagger", "descriptors"),
 }
-STRONG = 0.8
+STRONG = 0.85
 BINS = 5  # of firing rate, in which names are exchanged for the null of labels
 
 

@@ -1,9 +1,10 @@
 """How many names are right, by what the composer wrote? Precision and recall, by family of concepts.
 
-A name is **right** for a feature when, in held-out clips, the concept goes with the feature's firing: of what could be
-gained over the rate elsewhere, at least half is gained where it fires (`lift`), beyond luck. A concept is **found**
-when it is right for the feature that tells most of it in the other half, **named right** when a feature for which it is
-right bears it as a name that another source has confirmed, and **misnamed** when it is found without that.
+A name is **right** for a feature when, in the clips that mark it, the concept goes with the feature's firing: of what
+could be gained over the rate elsewhere, at least half is gained where it fires (`lift`), beyond luck. A concept is
+**found** when it is right for the feature that tells most of it in the half that names, **named right** when a feature
+for which it is right bears it as a name that another source has confirmed, and **misnamed** when it is found without
+that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +27,21 @@ LIFT = 0.5
 
 @dataclass(frozen=True)
 class Named:
-    """One dictionary: where its features fire in the clips of either half, and names of theirs."""
+    """One dictionary: where its features fire in the clips that name and in those that mark, and names of theirs."""
 
     label: Firing
     score: Firing
     names: Sequence[Mapping[str, Any]]  # rows with "feature" and "name"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What truth says of a name that means `concepts`: by how much it is commoner where the feature fires, and whether
+    that is right."""
+
+    concepts: tuple[int, ...]
+    lift: float
+    right: bool
 
 
 def holds(truth: Hearing, concepts: Sequence[int]) -> np.ndarray:
@@ -67,66 +78,91 @@ def judged_concepts(truth: Hearing) -> np.ndarray:
     return (told.sum(0) >= MINIMUM_CLIPS) & ((~silent).sum(0) >= MINIMUM_CLIPS)
 
 
+def mark_names(
+    truth: Hearing, dictionaries: Sequence[Named], orders: np.ndarray, least: float = LIFT
+) -> list[list[Mark | None]]:
+    """A mark for every name of every dictionary, None where no judged concept is meant; of all names that are called
+    right, 5 % are so by luck. `orders` [R, n] exchange the clips that mark."""
+    marking = truth.subset(dictionaries[0].score.clip_ids)
+    judged = judged_concepts(marking)
+    tests: list[list[tuple | None]] = []  # concepts meant, lift, p
+    for one in dictionaries:
+        place = {feature: n for n, feature in enumerate(one.score.features)}
+        tests.append([])
+        for row in one.names:
+            meant = [marking.column[name] for name in counterparts(row["name"]) if name in marking.column]
+            meant = [c for c in meant if judged[c]]
+            if not meant:
+                tests[-1].append(None)
+                continue
+            true = holds(marking, meant)
+            fires = fires_as(one.score, [place[row["feature"]]], bool(marking.framed[meant[0]]))[:, :, 0]
+            tests[-1].append((tuple(meant), *_lift_and_chance(true, fires, orders)))
+    q = iter(corrected(np.asarray([test[2] for mine in tests for test in mine if test])))
+    return [
+        [test and Mark(test[0], test[1], bool(next(q) <= LEVEL and test[1] >= least)) for test in mine]
+        for mine in tests
+    ]
+
+
+def _lift_and_chance(true: np.ndarray, fires: np.ndarray, orders: np.ndarray) -> tuple[float, float]:
+    """0 and 1 of a feature that never or always fires there: nothing is shown."""
+    return (lift(true, fires), chance(true, fires, orders)) if fires.any() and not fires.all() else (0.0, 1.0)
+
+
 def name_table(
-    truth: Hearing, dictionaries: Sequence[Named], orders: np.ndarray, least: float = LIFT, draws: int = 500
+    truth: Hearing,
+    dictionaries: Sequence[Named],
+    orders: np.ndarray,
+    marks: Sequence[Sequence[Mark | None]] | None = None,
+    least: float = LIFT,
+    draws: int = 500,
 ) -> dict[str, Any]:
     """`families` and `overall` of summary.json, and `concepts`, the fate of each.
 
-    `dictionaries` are the SAEs of each layer, with names that passed, of any source but the truth itself; `orders`
-    [R, n] exchange the clips of the half that scores. `precision` is the share of right ones among the names whose
-    meaning the composer knows (`unjudged` counts the others), `recall` the share of judged concepts that are named
-    right; `ci` is the interval of the precision over names.
+    `dictionaries` are the SAEs of each layer, with names that passed, of any source but the truth itself, and `marks`
+    what `mark_names` says of them. `precision` is the share of right ones among the names whose meaning the composer
+    knows (`unjudged` counts the others), `recall` the share of judged concepts that are named right; `ci` is the
+    interval of the precision over features, drawn with all their names.
     """
-    held_out = truth.subset(dictionaries[0].score.clip_ids)
-    judged = judged_concepts(held_out)
-    found, hit = _found(truth, held_out, dictionaries, judged, orders, least), np.zeros_like(judged)
-    tests: list[tuple[list[int], float, float]] = []  # the concepts meant, lift, p
-    unjudged = 0
-    for one in dictionaries:
-        place = {feature: n for n, feature in enumerate(one.score.features)}
-        for row in one.names:
-            meant = [held_out.column[name] for name in counterparts(row["name"]) if name in held_out.column]
-            meant = [c for c in meant if judged[c]]
-            if not meant:
-                unjudged += 1
+    marks = mark_names(truth, dictionaries, orders, least) if marks is None else marks
+    marking = truth.subset(dictionaries[0].score.clip_ids)
+    judged = judged_concepts(marking)
+    hit = np.zeros_like(judged)
+    verdicts: list[tuple[str, bool, tuple[int, int]]] = []  # family, right, which dictionary's which feature
+    for number, (one, mine) in enumerate(zip(dictionaries, marks)):
+        for row, mark in zip(one.names, mine):
+            if mark is None:
                 continue
-            true = holds(held_out, meant)
-            fires = fires_as(one.score, [place[row["feature"]]], bool(held_out.framed[meant[0]]))[:, :, 0]
-            tests.append((meant, lift(true, fires), chance(true, fires, orders)))
-    q = corrected(np.asarray([p for _, _, p in tests]))
-    verdicts = []
-    for (meant, gained, _), one in zip(tests, q):
-        right = bool(one <= LEVEL and gained >= least)
-        if len(meant) == 1:  # "fast" may be right of either fast tempo, and then names neither
-            hit[meant] |= right
-        verdicts.append((held_out.concepts[meant[0]].family, right))
-    found |= hit
-    rng = np.random.default_rng(0)
+            if len(mark.concepts) == 1:  # "fast" may be right of either fast tempo, and then names neither
+                hit[mark.concepts[0]] |= mark.right
+            family = marking.concepts[mark.concepts[0]].family
+            verdicts.append((family, mark.right, (number, row["feature"])))
+    found = _found(truth, marking, dictionaries, judged, orders, least) | hit
     families = {}
-    for family in dict.fromkeys(concept.family for concept in held_out.concepts):
-        members = np.asarray([concept.family == family for concept in held_out.concepts]) & judged
+    for family in dict.fromkeys(concept.family for concept in marking.concepts):
+        members = np.asarray([concept.family == family for concept in marking.concepts]) & judged
         if members.any():
-            marks = np.asarray([mark for one, mark in verdicts if one == family], float)
+            mine = [verdict for verdict in verdicts if verdict[0] == family]
             families[family] = {
                 "named_right": int((members & hit).sum()),
                 "misnamed": int((members & found & ~hit).sum()),
                 "not_found": int((members & ~found & ~hit).sum()),
-                "names": len(marks),
-                **_shares(marks, hit[members].mean(), rng, draws),
+                "names": len(mine),
+                **_shares(mine, hit[members].mean(), draws),
             }
-    marks = np.asarray([mark for _, mark in verdicts], float)
     return {
         "families": families,
         "overall": {
-            **_shares(marks, hit[judged].mean() if judged.any() else 0.0, rng, draws),
-            "names": len(marks),
-            "unjudged": unjudged,
+            **_shares(verdicts, hit[judged].mean() if judged.any() else 0.0, draws),
+            "names": len(verdicts),
+            "unjudged": sum(mark is None for mine in marks for mark in mine),
             "found": round(float(found[judged].mean()), 4) if judged.any() else 0.0,
             "concepts": int(judged.sum()),
         },
         "concepts": {
             concept.name: "named right" if hit[c] else "misnamed" if found[c] else "not found"
-            for c, concept in enumerate(held_out.concepts)
+            for c, concept in enumerate(marking.concepts)
             if judged[c]
         },
     }
@@ -134,13 +170,13 @@ def name_table(
 
 def _found(
     truth: Hearing,
-    held_out: Hearing,
+    marking: Hearing,
     dictionaries: Sequence[Named],
     judged: np.ndarray,
     orders: np.ndarray,
     least: float,
 ) -> np.ndarray:
-    """The concepts for which the feature that tells most of them on the half that names is right on the other:
+    """The concepts for which the feature that tells most of them in the half that names is right where it is marked:
     bool [C]."""
     known = truth.subset(dictionaries[0].label.clip_ids)
     merits = []
@@ -152,18 +188,22 @@ def _found(
         best = max(range(len(merits)), key=lambda d: np.nan_to_num(merits[d][:, c], nan=-np.inf).max(initial=-np.inf))
         column = np.nan_to_num(merits[best][:, c], nan=-np.inf)
         if len(column) and np.isfinite(column.max()):
-            true = holds(held_out, [c])
-            fires = fires_as(dictionaries[best].score, [column.argmax()], bool(held_out.framed[c]))[:, :, 0]
-            gained[c], p[c] = lift(true, fires), chance(true, fires, orders)
+            true = holds(marking, [c])
+            fires = fires_as(dictionaries[best].score, [column.argmax()], bool(marking.framed[c]))[:, :, 0]
+            gained[c], p[c] = _lift_and_chance(true, fires, orders)
     return (np.nan_to_num(corrected(p), nan=1.0) <= LEVEL) & (gained >= least)
 
 
-def _shares(marks: np.ndarray, recall: float, rng: np.random.Generator, draws: int) -> dict[str, Any]:
-    if not len(marks):
+def _shares(verdicts: Sequence[tuple[str, bool, tuple]], recall: float, draws: int) -> dict[str, Any]:
+    if not verdicts:
         return {"precision": None, "recall": round(float(recall), 4), "ci": None}
-    drawn = marks[rng.integers(len(marks), size=(draws, len(marks)))].mean(1)
+    marks = np.asarray([right for _, right, _ in verdicts], float)
+    owners = {feature: n for n, feature in enumerate(dict.fromkeys(feature for _, _, feature in verdicts))}
+    place = np.asarray([owners[feature] for _, _, feature in verdicts])
+    right, count = np.bincount(place, marks), np.bincount(place)
+    drawn = np.random.default_rng(0).integers(len(owners), size=(draws, len(owners)))
     return {
         "precision": round(float(marks.mean()), 4),
         "recall": round(float(recall), 4),
-        "ci": [round(bound, 4) for bound in interval(drawn)],
+        "ci": [round(bound, 4) for bound in interval(right[drawn].sum(1) / count[drawn].sum(1))],
     }

@@ -162,6 +162,7 @@ def prove(out, activity, halves, labels, heard, known, controls):
         [sae],
         beside if known else {},
     )
+    summary["marked_on"] = {"clips": len(sae.score.clip_ids), "fresh": False}
     write_json(out / "summary.json", summary)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from musae_jax.compose.concepts import CONCEPT_INDEX
-from musae_jax.labels.hearing import Hearing
+from musae_jax.labels.hearing import Hearing, join_hearings, more_clips
 from musae_jax.labels.scores import Concept
 from musae_jax.labels.tags import hear_tags
 from musae_jax.labels.vocabulary import COUNTERPARTS, MUSIC, POCKET, TEMPLATES, counterparts, family_of, heard_of
@@ -40,6 +40,38 @@ def test_tags_of_clips_and_of_their_shares(sounds):
     np.testing.assert_allclose(heard.parts[1, 0], logits[nearest, [1, 3]], atol=1e-4)
     again = hear_tags(tagger, "cab", sounds.__getitem__, RATE, parts=12)
     np.testing.assert_allclose(again.clips, heard.clips[[2, 0, 1]], atol=1e-5)
+
+
+def test_two_ears_are_one_source(sounds):
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    labels = (LABELS, ("percussion: kick", "chord root: C"))
+    long, short = (
+        hear_tags(
+            random_tagger(ASTConfig(**size, max_length=length, num_mel_bins=32, labels=names), jax.random.key(length)),
+            "abc", sounds.__getitem__, RATE, parts=12,
+        )
+        for length, names in zip((64, 32), labels)
+    )  # fmt: skip
+    both = join_hearings([long, short])
+    assert [c.name for c in both.concepts] == [*LABELS, "percussion: kick"]
+    for name, one in (("chord root: C", long), ("chord root: D", long), ("percussion: kick", short)):
+        np.testing.assert_array_equal(both.of(both.column[name]), one.of(one.column[name]))
+        np.testing.assert_array_equal(both.clips[:, both.column[name]], one.clips[:, one.column[name]])
+    assert both.embedding.shape == (3, 6)
+    alone = join_hearings([long])
+    assert alone.concepts == long.concepts and np.array_equal(alone.parts, long.parts)
+
+
+def test_one_ear_hears_two_corpora(sounds):
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    tagger = random_tagger(ASTConfig(**size, max_length=64, num_mel_bins=32, labels=LABELS), jax.random.key(0))
+    ab, c = (hear_tags(tagger, ids, sounds.__getitem__, RATE, parts=12) for ids in ("ab", "c"))
+    all_three, whole = more_clips(ab, c), hear_tags(tagger, "abc", sounds.__getitem__, RATE, parts=12)
+    assert all_three.clip_ids == whole.clip_ids and all_three.embedding is None
+    np.testing.assert_allclose(all_three.clips, whole.clips, atol=1e-5)
+    np.testing.assert_allclose(all_three.subset("cb").parts, whole.parts[[2, 1]], atol=1e-5)
+    with pytest.raises(ValueError, match="the same concepts"):
+        more_clips(ab, Hearing("tagger", ("c",), c.concepts[:1], c.clips[:, :1], np.zeros((1, 12, 0), np.float32)))
 
 
 def test_windows_reach_to_the_end_of_any_sound():

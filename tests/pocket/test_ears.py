@@ -111,8 +111,32 @@ def test_windows_ask_what_holds_in_their_middle():
     truth[200:300, root] = True  # 4 s to 6 s
     column = {name: n for n, name in enumerate(tagger.TAGS)}
     for start, there in ((372, True), (300, True), (200, False), (500, False), (0, False)):
-        told = tagger.window_truth(truth, start)  # its middle is 1.28 s later
+        told = tagger.window_truth(truth, start, tagger.TAGGER, tagger.TaggerTraining())  # its middle is 1.28 s later
         assert bool(told[column["chord root: C"]]) == there and told[column["instrument: piano"]]
+
+
+def test_strokes_are_asked_of_a_tenth_of_a_second():
+    truth = np.zeros((500, len(VOCABULARY)), bool)
+    truth[[100, 102], CONCEPT_INDEX["percussion: kick"]] = True  # 2 s
+    kick = tagger.STROKES.labels.index("percussion: kick")
+    # the middle of a window lies 16 frames of 10 ms on; it is asked about 2 frames of truth on either side of it
+    for middle, there in ((97, False), (98, True), (104, True), (105, False)):
+        told = tagger.window_truth(truth, 2 * middle - 16, tagger.STROKES, tagger.STROKES_TRAINING)
+        assert bool(told[kick]) == there and told.sum() == told[kick]
+
+
+def test_a_tagger_of_strokes_learns(bank, tmp_path):
+    config = dataclasses.replace(
+        tagger.STROKES, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    training = dataclasses.replace(tagger.STROKES_TRAINING, steps=120, batch_size=32, learning_rate=1e-2, warmup=10)
+    rows = []
+    loud = bank.truth[:, :, [CONCEPT_INDEX[name] for name in tagger.STRUCK]].repeat(2, axis=1)[:, :298]
+    heard = np.array(bank.tagger)
+    heard[:, :, : loud.shape[2]] += 6 * loud
+    plain = EarBank(heard, bank.clap, bank.truth)
+    tagger.train_tagger(training, plain, plain, tmp_path, rows.append, None, config, 200)
+    assert rows[-1]["held_out"]["auroc_frames"] > 0.75 and "auroc_clips" not in rows[-1]["held_out"]
 
 
 def test_phrases_say_what_holds():

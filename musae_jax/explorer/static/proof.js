@@ -186,7 +186,7 @@ function overallTable(p) {
       kind: "number",
       value: (r) => r.precision,
       cell: ratio,
-      hint: "share of confirmed names that are right; in brackets the 95 % interval over names",
+      hint: "share of confirmed names that are right; in brackets the 95 % interval over features",
     },
     {
       text: "Recall",
@@ -220,6 +220,9 @@ function overallTable(p) {
       "p",
       { class: "lede" },
       "A name is right when its concept is at least half of what could be gained commoner where the feature fires, beyond luck. The controls are named and judged in the same way.",
+      p.marked_on && p.marked_on.fresh
+        ? ` All are marked on ${p.marked_on.clips} fresh clips, on which no name was chosen or confirmed.`
+        : " All are marked on the clips on which names were confirmed, which flatters.",
     ),
     sortable(columns, rows, "overall-names", 1),
   );
@@ -305,7 +308,7 @@ function familiesTable(families) {
         kind: "number",
         value: (r) => r.precision,
         cell: ratio,
-        hint: "share of names that are right; in brackets the 95 % interval over names",
+        hint: "share of names that are right; in brackets the 95 % interval over features",
       },
       {
         text: "Recall",
