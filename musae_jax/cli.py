@@ -175,11 +175,13 @@ class TrainEarsFlags:
     work: Path
     """Folder for the corpus, checkpoints and logs."""
     out: Path
-    """Folder for the two finished models, tagger/ and clap/, in the Hugging Face layout."""
+    """Folder for the finished models, tagger/, strokes/ and clap/, in the Hugging Face layout."""
     clips: int = 6400
     """Composed clips of ten seconds to train on."""
     tagger_steps: int = 3000
     """Steps of the tagger."""
+    strokes_steps: int = 3000
+    """Steps of the tagger of strokes."""
     clap_steps: int = 2000
     """Steps of CLAP."""
 
@@ -349,12 +351,15 @@ def train_ears_verb(flags: TrainEarsFlags) -> str:
     from musae_jax.models.checkpoints import load_musicgen
     from musae_jax.models.clap_checkpoints import save_clap
     from musae_jax.pocket.clap import ClapTraining
-    from musae_jax.pocket.tagger import TaggerTraining
+    from musae_jax.pocket.tagger import STROKES_TRAINING, TaggerTraining
     from musae_jax.pocket.train_ears import EarTraining, train_ears
     from musae_jax.progress import progress_bar
 
     training = EarTraining(
-        clips=flags.clips, tagger=TaggerTraining(steps=flags.tagger_steps), clap=ClapTraining(steps=flags.clap_steps)
+        clips=flags.clips,
+        tagger=TaggerTraining(steps=flags.tagger_steps),
+        strokes=replace(STROKES_TRAINING, steps=flags.strokes_steps),
+        clap=ClapTraining(steps=flags.clap_steps),
     )
     with progress_bar("ears", console) as progress:
         tagger, strokes, clap = train_ears(flags.work, load_musicgen("pocket"), training, progress)

@@ -8,7 +8,7 @@ The towers are `htsat` and `roberta`; each is followed by two linear layers into
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +20,7 @@ import soxr
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from musae_jax.audio.clap_mel import ClapMelConfig, clap_mel, repeat_pad, window_starts
+from musae_jax.batching import in_batches
 from musae_jax.errors import MusaeError
 from musae_jax.models.hf_config import read_fields
 from musae_jax.models.htsat import HTSAT, HTSATConfig
@@ -27,7 +28,7 @@ from musae_jax.models.roberta import Roberta, RobertaConfig
 from musae_jax.models.t5 import ACTIVATIONS
 from musae_jax.models.tokens import tokenize
 
-BATCH = 16  # windows of sound or texts at a time; a smaller batch is filled to a power of two
+BATCH = 16  # windows of sound or texts at a time, at most
 TEMPERATURE = 0.07  # of a new model, CLIP's
 
 
@@ -204,11 +205,12 @@ def embed_audio(clap: Clap, audio: Any, sampling_rate: int) -> np.ndarray:
         audio = np.stack([repeat_pad(mel, clip) for clip in audio])
     starts = window_starts(mel, audio.shape[1])
 
-    def embed(rows: Sequence[tuple[int, int]]) -> jax.Array:
-        windows = [audio[clip, start : start + mel.samples] for clip, start in rows]
+    def embed(places: np.ndarray) -> jax.Array:
+        windows = [audio[clip, start : start + mel.samples] for clip, start in places]
         return audio_embeddings(config, clap.params, clap_mel(mel, windows))
 
-    found = _in_batches(embed, [(clip, start) for clip in range(len(audio)) for start in starts])
+    places = np.asarray([(clip, start) for clip in range(len(audio)) for start in starts])
+    found = in_batches(embed, places, _batch(len(places)))
     mean = found.reshape(len(audio), len(starts), -1).mean(axis=1)
     return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
@@ -231,20 +233,15 @@ def embed_text(clap: Clap, texts: str | Sequence[str]) -> np.ndarray:
         raise MusaeError(f"a text has {longest} tokens, but this model reads {config.text.longest}; shorten it")
     ids, mask = ids[:, : config.text.longest], mask[:, : config.text.longest]
 
-    def embed(rows: Sequence[int]) -> jax.Array:
+    def embed(rows: np.ndarray) -> jax.Array:
         return text_embeddings(config, clap.params, ids[rows], mask[rows])
 
-    return _in_batches(embed, range(len(texts)))
+    return in_batches(embed, np.arange(len(texts)), _batch(len(texts)))
 
 
-def _in_batches(embed: Callable[[Sequence[Any]], jax.Array], rows: Sequence[Any]) -> np.ndarray:
-    """What `embed` makes of all rows, in batches of a few sizes, so that it is compiled a few times only."""
-    found = []
-    for start in range(0, len(rows), BATCH):
-        part = list(rows[start : start + BATCH])
-        spare = (1 << (len(part) - 1).bit_length()) - len(part)
-        found.append(np.asarray(embed(part + part[:1] * spare))[: len(part)])
-    return np.concatenate(found)
+def _batch(rows: int) -> int:
+    """How many of so many rows to embed at a time: one of a few sizes, so that little is compiled or filled up."""
+    return min(BATCH, 1 << (rows - 1).bit_length())
 
 
 def random_clap(config: ClapConfig, key: jax.Array, tokenizer: Any = None) -> Clap:

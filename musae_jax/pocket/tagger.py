@@ -65,7 +65,7 @@ class TaggerTraining:
     seed: int = 0
 
 
-STROKES_TRAINING = TaggerTraining(steps=4000, batch_size=128, middle=5, most=0.0)
+STROKES_TRAINING = TaggerTraining(batch_size=128, middle=5, most=0.0)
 
 
 @partial(jax.jit, static_argnames=("config", "training"), donate_argnames=("state",))

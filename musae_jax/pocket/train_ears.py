@@ -1,10 +1,13 @@
 """The making of the pocket's ears, two taggers and a CLAP, from nothing to folders in the Hugging Face layout."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from musae_jax.models.ast import Tagger
@@ -41,19 +44,23 @@ def train_ears(
     work = Path(work)
     work.mkdir(parents=True, exist_ok=True)
 
-    def log(row: dict) -> None:
+    def log(ear: str, row: dict) -> None:
         plain = {key: value if isinstance(value, dict) else np.asarray(value).tolist() for key, value in row.items()}
         with open(work / "ears.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(plain) + "\n")
+            file.write(json.dumps({"ear": ear, **plain}) + "\n")
 
     def hear(seed: int, clips: int) -> EarBank:
         bank = open_bank(work, clips, seed, training.seconds, mg.config.sampling_rate, progress)
         codec = {"params": mg.params["audio"], "codebooks": mg.params["audio"]["codebooks"]}
-        codes = encode_bank(codec, mg.config.audio, bank, work / f"codes-{seed}-{clips}.npy", progress)
-        return open_ear_bank(work, seed, bank, codes, mg, FRONT_END, MEL, progress)
+        codes = encode_bank(codec, mg.config.audio, bank, own / f"codes-{seed}-{clips}.npy", progress)
+        return open_ear_bank(own, seed, bank, codes, mg, FRONT_END, MEL, progress)
 
+    leaves = jax.tree.leaves(mg.params["audio"])  # what is heard through one codec is not what another makes of it
+    sha256 = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+    own = work / f"codec-{sha256[:16]}"
+    own.mkdir(exist_ok=True)
     known = hear(TRAIN_SEED, training.clips), hear(HELD_OUT_SEED, training.held_out_clips)
-    tagger = train_tagger(training.tagger, *known, work / "tagger", log, progress)
-    strokes = train_tagger(training.strokes, *known, work / "strokes", log, progress, STROKES)
-    clap = train_clap(training.clap, *known, TRAIN_SEED, training.seconds, work / "clap", log, progress)
+    tagger = train_tagger(training.tagger, *known, own / "tagger", partial(log, "tagger"), progress)
+    strokes = train_tagger(training.strokes, *known, own / "strokes", partial(log, "strokes"), progress, STROKES)
+    clap = train_clap(training.clap, *known, TRAIN_SEED, training.seconds, own / "clap", partial(log, "clap"), progress)
     return tagger, strokes, clap
