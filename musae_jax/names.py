@@ -1,6 +1,7 @@
 """The stages that name the features of a run and judge the names: what `labels` and `validation` do with arrays, from
 and to a run folder."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,7 @@ SAMPLE = 20_000  # positions that components and random directions are made from
 
 
 EARS = ("descriptors", "tagger", "clap")
+WEIGHTS = (".safetensors", ".onnx", ".bin")  # suffixes
 
 
 def ear(run: "Run", source: str) -> str:
@@ -78,7 +80,7 @@ def hear(run: "Run", sources: Sequence[str] = EARS, progress: Progress | None = 
             continue
         path = run.folder / "labels" / f"heard-{source}.safetensors"
         known = _kept(path)
-        about = f"{name} on {store.content_sha256[:16]}"
+        about = f"{name} {_weights_sha256(source, name)} on {store.content_sha256[:16]}"
         if known is None or (known.clip_ids, known.ear) != (tuple(clips), about):
             if source == "descriptors":
                 known = hear_descriptors(clips, run.audio, rate, progress)
@@ -86,17 +88,29 @@ def hear(run: "Run", sources: Sequence[str] = EARS, progress: Progress | None = 
                 known = _tags(name, clips, run.audio, rate, progress)
             else:
                 words = POCKET if name == "pocket" else MUSIC
-                known = hear_words(load_clap(_clap(name)), words, clips, run.audio, rate, progress)
+                known = hear_words(load_clap(_folders(source, name)[0]), words, clips, run.audio, rate, progress)
             known = replace(known, ear=about)
             save_hearing(path, known)
         # the pocket's CLAP knows its own words only
         any_text = source == "clap" and name != "pocket"
-        heard[source] = with_any_text(known, load_clap(_clap(name))) if any_text else known
+        heard[source] = with_any_text(known, load_clap(_folders(source, name)[0])) if any_text else known
     return heard
 
 
-def _clap(name: str) -> str | Path:
-    return CLAP if name == "pocket" else name
+def _folders(source: str, name: str) -> tuple[Path, ...]:
+    """Where a source's models are; a hub id looks like a folder that is not there."""
+    bundled = {"tagger": TAGGERS, "clap": (CLAP,)}
+    return bundled[source] if name == "pocket" else (Path(name).expanduser(),)
+
+
+def _weights_sha256(source: str, name: str) -> str:
+    """Of the weights of a source's models, where they lie in folders; a hub id is taken at its word."""
+    folders = _folders(source, name) if source in ("tagger", "clap") else ()
+    digest = hashlib.sha256()
+    for path in (path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in WEIGHTS):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _kept(path: Path) -> Hearing | None:
@@ -108,7 +122,7 @@ def _kept(path: Path) -> Hearing | None:
 
 
 def _tags(name: str, clips: Sequence[str], load: Callable, rate: int, progress: Progress | None) -> Hearing:
-    folders = TAGGERS if name == "pocket" else (Path(name).expanduser(),)
+    folders = _folders("tagger", name)
     taggers = [load_onnx_folder(one) if any(one.glob("*.onnx")) else load_tagger(one) for one in folders]
     return join_hearings([hear_tags(tagger, clips, load, rate, progress) for tagger in taggers])
 

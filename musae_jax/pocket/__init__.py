@@ -8,5 +8,5 @@ a corpus (`corpus.py`), a codec (`codec.py`), a tokenizer (`tokenizer.py`) and a
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
-TAGGERS, CLAP = (WEIGHTS / "tagger",), WEIGHTS / "clap"  # the ears that name features offline
+TAGGERS, CLAP = (WEIGHTS / "tagger", WEIGHTS / "strokes"), WEIGHTS / "clap"  # the ears that name features offline
 JUDGE = WEIGHTS / "judge.safetensors"  # hears the composer's clip-level concepts

@@ -1,15 +1,14 @@
 """The making of the pocket's ears, two taggers and a CLAP, from nothing to folders in the Hugging Face layout."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 
+from musae_jax.activations.residuals import weights_sha256
 from musae_jax.models.ast import Tagger
 from musae_jax.models.clap import Clap
 from musae_jax.models.musicgen import MusicGen
@@ -55,9 +54,7 @@ def train_ears(
         codes = encode_bank(codec, mg.config.audio, bank, own / f"codes-{seed}-{clips}.npy", progress)
         return open_ear_bank(own, seed, bank, codes, mg, FRONT_END, MEL, progress)
 
-    leaves = jax.tree.leaves(mg.params["audio"])  # what is heard through one codec is not what another makes of it
-    sha256 = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
-    own = work / f"codec-{sha256[:16]}"
+    own = work / f"codec-{weights_sha256(mg.params['audio'])[:16]}"  # another makes other sound of the same music
     own.mkdir(exist_ok=True)
     known = hear(TRAIN_SEED, training.clips), hear(HELD_OUT_SEED, training.held_out_clips)
     tagger = train_tagger(training.tagger, *known, own / "tagger", partial(log, "tagger"), progress)
