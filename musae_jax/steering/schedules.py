@@ -28,7 +28,7 @@ FASTEST = 1000.0  # beats a minute
 
 def constant(seconds: float, frame_rate: float) -> np.ndarray:
     """1 throughout."""
-    return np.ones_like(_times(seconds, frame_rate))
+    return np.ones_like(_times(seconds, frame_rate), np.float32)
 
 
 def ramp(seconds: float, frame_rate: float, start: float, end: float) -> np.ndarray:

@@ -1,0 +1,133 @@
+"""What steering costs: generation with features added, clamped and held beside our own without, in one run."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musae_jax.bench.engines import seconds_of
+from musae_jax.bench.rows import bench_row
+from musae_jax.models.edits import Edits
+from musae_jax.models.generate import generate
+from musae_jax.models.musicgen import MusicGen, encode_text
+from musae_jax.sae.sae import SAE, SAEConfig
+from musae_jax.steering.combining import during, stack
+from musae_jax.steering.directions import steer
+from musae_jax.steering.operations import clamp, hold
+from musae_jax.steering.schedules import beats
+
+Progress = Callable[[int, int, str], None]
+PEER = "our own unsteered generation"
+PROMPTS = ("slow flute solo in D minor", "drums and bass, fast")
+
+
+@dataclasses.dataclass(frozen=True)
+class SteerBench:
+    """What is steered: an SAE of random weights after the block in the middle (only its size counts here).
+
+    Attributes:
+      batch_size: clips at a time; guidance doubles the rows.
+      seconds: of a clip.
+      d_sae: features of the SAE, and `touched` of them steered at once.
+      turns: timed turns of each, after one that is not timed.
+      features, strengths, prompts, sweep_seconds, sweep_batch: of the sweep, a clip for each of the first three.
+    """
+
+    batch_size: int = 1
+    seconds: float = 8.0
+    d_sae: int = 2048
+    touched: int = 4
+    turns: int = 7
+    features: int = 8
+    strengths: tuple[float, ...] = (-1.0, -0.5, 0.5, 1.0, 2.0)
+    prompts: tuple[str, ...] = PROMPTS
+    sweep_seconds: float = 4.0
+    sweep_batch: int = 16
+
+
+def bench_steer(
+    mg: MusicGen, model: str, bench: SteerBench | None = None, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Rows, see `bench_row`; each way of steering takes turns with generation left alone, and medians are compared.
+
+    steer/add, add on beats, clamp, clamp topk, hold   seconds of music a second, text and sound included.
+    steer/sweep   seconds for a clip of every feature, strength and prompt, added, in batches of one shape; compiling
+                  left out. Its peer is as many clips in as many batches without edits.
+    """
+    b = bench or SteerBench()
+    layer, rate = mg.config.decoder.num_hidden_layers // 2, mg.config.frame_rate
+    sae, topk = (_random_sae(mg.config.decoder.hidden_size, b.d_sae, layer, rule) for rule in ("jumprelu", "topk"))
+    amounts = dict.fromkeys(range(b.touched), 0.5)
+    ways = {
+        "unsteered": None,
+        "add": steer(sae, amounts),
+        "add on beats": during(steer(sae, amounts), beats(b.seconds, rate, 120)),
+        "clamp": clamp(sae, amounts),
+        "clamp topk": clamp(topk, amounts),
+        "hold": hold(sae, amounts),
+    }
+    prompts = list(itertools.islice(itertools.cycle(b.prompts), b.batch_size))
+    call = {way: lambda e=edits: _generate(mg, prompts, b.seconds, e) for way, edits in ways.items()}
+    taken = _in_turns(call, b.turns, progress)
+    music = b.batch_size * b.seconds
+    config = {"model": model, "layer": layer, "d_sae": b.d_sae, "touched": b.touched}
+    speed = {way: music / float(np.median(times)) for way, times in taken.items()}
+    rows = [
+        bench_row(
+            f"steer/{way}", config | {"batch_size": b.batch_size, "seconds": b.seconds}, speed[way], "s of music/s",
+            speed["unsteered"], PEER,
+        )
+        for way in ways
+        if way != "unsteered"
+    ]  # fmt: skip
+    return [*rows, _sweep_row(mg, sae, b, {**config, "touched": 1})]
+
+
+def _sweep_row(mg: MusicGen, sae: SAE, b: SteerBench, config: dict[str, Any]) -> dict[str, Any]:
+    plan = list(itertools.product(range(b.features), b.strengths, b.prompts))
+    plan += plan[-1:] * (-len(plan) % b.sweep_batch)  # one shape
+    chunks = [plan[i : i + b.sweep_batch] for i in range(0, len(plan), b.sweep_batch)]
+
+    def sweep(steered: bool, chunks: list[Any] = chunks) -> None:
+        for chunk in chunks:
+            edits = stack([steer(sae, {feature: strength}) for feature, strength, _ in chunk]) if steered else None
+            _generate(mg, [prompt for _, _, prompt in chunk], b.sweep_seconds, edits)
+
+    for steered in (True, False):
+        sweep(steered, chunks[:1])
+    ours, peer = seconds_of(lambda: sweep(True)), seconds_of(lambda: sweep(False))
+    sizes = {"features": b.features, "strengths": len(b.strengths), "prompts": len(b.prompts)}
+    config = config | sizes | {"seconds": b.sweep_seconds, "batch_size": b.sweep_batch}
+    return bench_row("steer/sweep", config, ours, "s", peer, PEER, more_is_better=False)
+
+
+def _in_turns(call: dict[str, Callable[[], None]], turns: int, progress: Progress | None) -> dict[str, list[float]]:
+    """Seconds of each call in each turn; the order turns around, so that none always follows the same."""
+    taken: dict[str, list[float]] = {name: [] for name in call}
+    for turn in range(turns + 1):
+        for name in list(call)[:: 1 if turn % 2 else -1]:
+            taken[name].append(seconds_of(call[name]))
+        if progress:
+            progress(turn, turns, "turns")
+    return {name: times[1:] for name, times in taken.items()}
+
+
+def _generate(mg: MusicGen, prompts: list[str], seconds: float, edits: Edits | None) -> None:
+    text = encode_text(mg, prompts)
+    made = generate(mg.config, mg.params, text, jax.random.key(0), seconds=seconds, edits=edits)
+    jax.block_until_ready((made.codes, made.audio))
+
+
+def _random_sae(d_in: int, d_sae: int, layer: int, architecture: str) -> SAE:
+    rng = np.random.default_rng(0)
+    W_dec = rng.normal(size=(d_sae, d_in))
+    W_dec /= np.linalg.norm(W_dec, axis=1, keepdims=True)
+    params = {"W_enc": W_dec.T, "W_dec": W_dec, "b_enc": np.zeros(d_sae), "b_dec": np.zeros(d_in)}
+    if architecture == "jumprelu":
+        params["threshold"] = np.full(d_sae, 0.1)
+    config = SAEConfig(d_in, d_sae, architecture, min(32, d_sae), metadata={"hook_name": f"blocks.{layer}.resid_post"})
+    return SAE(config, {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}, jnp.ones(d_sae))
