@@ -91,14 +91,14 @@ class SteerFlags:
     """"pocket", a MusicGen folder, or a hub id; the SAE has random weights, of which only the size counts."""
     batch_size: int = 1
     """Clips at a time; guidance doubles the rows."""
-    seconds: float = 8.0
+    seconds: float = 4.0
     """Length of a clip."""
     d_sae: int = 2048
     """Features of the SAE."""
     touched: int = 4
     """Features that are steered at once."""
-    turns: int = 7
-    """That each takes, after one that is not timed."""
+    turns: int = 15
+    """That each takes, after one that is not timed; the fastest counts."""
     json: Path | None = None
     """Also write the rows here."""
 

@@ -202,9 +202,9 @@ def test_stacked_rows_are_what_each_is_alone(tiny_musicgen):
     assert all(np.mean(one != left) > 0.2 for one, left in zip(batch[1:], plain[1:]))
     with pytest.raises(MusaeError, match="edit has arrays for 4 rows, but the batch has 2 clips"):
         codes(Edits(functions={1: [f.replace(gate=1.0) for f in first]}), slice(2))
-    with pytest.raises(MusaeError, match="for several rows already"):
+    with pytest.raises(MusaeError, match="rows already"):
         stack([Edits(functions=stacked.functions)])
-    with pytest.raises(MusaeError, match="for 4 rows already"):
+    with pytest.raises(MusaeError, match="rows already"):
         stack([Edits(vectors=stacked.vectors)])
     with pytest.raises(MusaeError, match="no edits to stack"):
         stack([])
