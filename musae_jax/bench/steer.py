@@ -14,7 +14,7 @@ from musae_jax.bench.engines import seconds_of
 from musae_jax.bench.rows import bench_row
 from musae_jax.models.edits import Edits
 from musae_jax.models.generate import generate
-from musae_jax.models.musicgen import MusicGen, encode_text
+from musae_jax.models.musicgen import MusicGen, encode_text, forward
 from musae_jax.sae.sae import SAE, SAEConfig
 from musae_jax.steering.combining import during, stack
 from musae_jax.steering.directions import steer
@@ -58,6 +58,7 @@ def bench_steer(
 
     steer/add, add on beats, clamp, clamp topk, hold   seconds of music a second, text and sound included; on CPUs
                   another row for each with the CPU time, which other work on the machine does not change.
+    steer/add, work, …   floating-point operations to read a clip once, as XLA counts them: the same at every run.
     steer/sweep   seconds for a clip of every feature, strength and prompt, added, in batches of one shape; compiling
                   left out. Its peer is as many clips in as many batches without edits.
     """
@@ -80,11 +81,15 @@ def bench_steer(
     config: dict[str, Any] = {"model": model, "layer": layer, "d_sae": b.d_sae, "touched": b.touched}
     config |= {"batch_size": b.batch_size, "seconds": b.seconds}
     wall, cpu = ({way: min(time[i] for time in times) for way, times in taken.items()} for i in (0, 1))
+    work = {way: _work(mg, prompts, b.seconds, edits) for way, edits in ways.items()}
     rows = []
     for way in list(ways)[1:]:
         speeds = music / wall[way], music / wall["unsteered"]
         rows.append(bench_row(f"steer/{way}", config, speeds[0], "s of music/s", speeds[1], PEER))
         rows += _cpu_row(f"steer/{way}, CPU time", config, cpu[way], cpu["unsteered"])
+        rows.append(
+            bench_row(f"steer/{way}, work", config, work[way], "MFLOP", work["unsteered"], PEER, more_is_better=False)
+        )
     return rows + _sweep_rows(mg, sae, b, {**config, "touched": 1})
 
 
@@ -137,6 +142,13 @@ def _generate(mg: MusicGen, prompts: list[str], seconds: float, edits: Edits | N
     text = encode_text(mg, prompts)
     made = generate(mg.config, mg.params, text, jax.random.key(0), seconds=seconds, edits=edits)
     jax.block_until_ready((made.codes, made.audio))
+
+
+def _work(mg: MusicGen, prompts: list[str], seconds: float, edits: Edits | None) -> float:
+    """MFLOP of a forward pass over clips of so many seconds."""
+    codes = jnp.zeros((len(prompts), mg.config.num_codebooks, mg.config.frames(seconds)), jnp.int32)
+    read = jax.jit(lambda params, text, edits: forward(mg.config, params, codes, text, edits=edits).logits)
+    return read.lower(mg.params, encode_text(mg, prompts), edits).compile().cost_analysis()["flops"] / 1e6
 
 
 def _random_sae(d_in: int, d_sae: int, layer: int, architecture: str) -> SAE:
