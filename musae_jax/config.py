@@ -229,6 +229,8 @@ class GenerateConfig:
     musae generate "piano" --seconds 120 --out - | ffplay -nodisp -
 
     musae generate "piano" --sae runs/pocket --steer 740=1 367=-0.5 --out steered.wav
+
+    musae generate "piano" --sae runs/pocket --steer 740=0.8 --steer-how hold --schedule sections:2-6 --out held.wav
     """
 
     out: Path
@@ -266,7 +268,18 @@ class GenerateConfig:
     """With --continue-from: begin with what was heard of that file, as the model's codec renders it."""
     steer: tuple[str, ...] = ()
     """FEATURE=STRENGTH, one or more: features of --sae that are added at every position, in units of each feature's own
-    largest activation; below 0 they are taken away."""
+    largest activation; below 0 they are taken away. --steer-how gives the number another meaning."""
+    steer_how: Literal["add", "clamp", "scale", "ablate", "hold"] = "add"
+    """What is done with the features of --steer. add: the strength, whatever is there. clamp: each is set to its
+    number. scale: each is multiplied by it. ablate: each is taken out; give FEATURE alone. hold: as much is added at
+    each step as brings the feature up to its number, and nothing where it is above."""
+    schedule: tuple[str, ...] = ()
+    """When, in seconds of the new music; always, if not given. ramp:0-4 grows from nothing at 0 s to all at 4 s.
+    decay:2 halves every 2 s. sections:0-2,6-8 is on in these spans (softly with :fade=0.5 after them). onsets:0.5,1.2
+    are pulses there, beats:120 on every beat at 120 a minute (both take :half-life=0.1, beats also :first=0.3). One for
+    all features, FEATURE:SCHEDULE for one of them, as in 740:ramp:0-4."""
+    branches: Literal["both", "conditional", "unconditional"] = "both"
+    """Which branches of guidance are steered: that which hears the prompt, that which does not, or both."""
     sae: str | None = None
     """Whose features those are: a run folder, an SAE's folder, or one on the hub (ORG/NAME or ORG/NAME/SUBFOLDER)."""
     window_seconds: float = 30.0

@@ -22,8 +22,9 @@ from musae_jax.models.edits import Edits
 from musae_jax.models.generate import generate_stream
 from musae_jax.models.layout import equal_rows, place_musicgen
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig, encode_text, refuse_melody
-from musae_jax.steering.directions import steer
-from musae_jax.steering.requests import find_sae, read_strengths, run_model
+from musae_jax.sae.sae import SAE
+from musae_jax.steering.requests import find_sae, read_schedules, read_strengths, requested_edits, run_model
+from musae_jax.steering.schedules import read_schedule
 
 LONGEST = 3600.0  # seconds
 
@@ -50,7 +51,7 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
     places = sound_places(config.out, prompts, config.format)[process::processes]
     if not places:
         return f"nothing to do for process {process}: there are {len(prompts)} prompts", str(config.out) == "-"
-    edits, steered = _steering(config)
+    asked = _asked(config)
     model = config.model or (config.sae and run_model(config.sae)) or "pocket"
     mg = _on_devices(load_musicgen(model, config.dtype), config.model_parallel, len(places))
     numbers = range(len(prompts))[process::processes]
@@ -60,6 +61,7 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
     c = mg.config
     heard = None if config.continue_from is None else _read_prompt(config, c)
     given = 0 if heard is None else heard.shape[-1]
+    edits, steered = _steering(config, asked, c, given // c.hop_length)
     melody = None if config.melody is None else _read_melody(config, c, given / c.sampling_rate + config.seconds)
     started, compiled = time.perf_counter(), compiling_seconds()
     chunks = generate_stream(
@@ -140,16 +142,59 @@ def sound_places(out: Path, prompts: tuple[str, ...], format: str) -> list[tuple
     return [(out, suffix)]
 
 
-def _steering(config: GenerateConfig) -> tuple[Edits | None, list[str]]:
-    """What is added to the model's stream, and a line about it."""
+Asked = tuple[SAE, dict[int, float], dict[int, str]]  # whose features; each one's strength and schedule
+
+
+def _asked(config: GenerateConfig) -> Asked | None:
+    """What steering is asked for, if any, as far as it can be told without the model."""
     if bool(config.steer) != bool(config.sae):
         raise MusaeError("--steer FEATURE=STRENGTH and --sae go together; give both, or neither")
     if not config.steer:
+        for name, default in (("steer_how", "add"), ("schedule", ()), ("branches", "both")):
+            if getattr(config, name) != default:
+                raise MusaeError(f"--{name.replace('_', '-')} says how to steer; give --steer and --sae too")
+        return None
+    prompted = any(config.prompt) or config.melody is not None
+    if config.branches == "conditional" and not prompted:
+        raise MusaeError(
+            "--branches conditional steers what hears the prompt, but there is none; give a prompt, or steer both"
+        )
+    if config.branches == "unconditional" and prompted and config.guidance_scale == 1:
+        raise MusaeError("--branches unconditional steers nothing at --guidance-scale 1, which leaves that branch out")
+    strengths = read_strengths(config.steer, config.steer_how)
+    return find_sae(config.sae), strengths, read_schedules(config.schedule, strengths)
+
+
+_TOLD = {  # of a feature: its strength and its largest activation
+    "add": "{0} by {1:g} × {2:.3g}",
+    "clamp": "{0} at {1:g} × {2:.3g}",
+    "scale": "{0} times {1:g}",
+    "ablate": "{0} taken out",
+    "hold": "{0} at least {1:g} × {2:.3g}",
+}
+
+
+def _steering(
+    config: GenerateConfig, asked: Asked | None, c: MusicGenConfig, given: int
+) -> tuple[Edits | None, list[str]]:
+    """What is done to the model's stream, and a line about it. `given` frames of music come before the new."""
+    if asked is None:
         return None, []
-    sae, strengths = find_sae(config.sae), read_strengths(config.steer)
-    edits = steer(sae, strengths)
-    added = ", ".join(f"{feature} by {a:g} × {sae.maximum[feature]:.3g}" for feature, a in strengths.items())
-    return edits, [f"steered at {sae.config.hook}: feature {added}"]
+    sae, strengths, schedules = asked
+
+    def factors(schedule: str) -> np.ndarray:
+        """What comes before the new music is read as its first frame is."""
+        return np.pad(read_schedule(schedule)(config.seconds, c.frame_rate), (given, 0), mode="edge")
+
+    edits = requested_edits(sae, strengths, config.steer_how, schedules, config.branches, c.decoder, factors)
+    largest = sae.maximum if sae.maximum is not None else np.zeros(sae.config.d_sae)
+    told = ", ".join(
+        _TOLD[config.steer_how].format(feature, strength, largest[feature])
+        + (f" ({schedules[feature]})" if config.schedule else "")
+        for feature, strength in strengths.items()
+    )
+    where = "" if config.branches == "both" else f" in the {config.branches} branch"
+    return edits, [f"steered at {sae.config.hook}{where}: feature {told}"]
 
 
 def _slug(prompt: str) -> str:

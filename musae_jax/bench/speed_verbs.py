@@ -1,4 +1,4 @@
-"""Benches of what it costs: training, generation and harvest beside their peers, narrower types, TPU slices."""
+"""Benches of what it costs: training, generation and harvest beside their peers, steering, types, TPU slices."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,27 @@ class CostFlags:
     """Of music, up to 30."""
     dtype: Literal["float32", "mixed", "bfloat16", "float16"] = "float32"
     """What is computed in."""
+    json: Path | None = None
+    """Also write the rows here."""
+
+
+@dataclass(frozen=True)
+class SteerFlags:
+    """What steering costs: generation with features added, clamped and held beside the same without, taking turns, and
+    a sweep of 8 features × 5 strengths × 2 prompts × 4 s."""
+
+    model: str = "pocket"
+    """"pocket", a MusicGen folder, or a hub id; the SAE has random weights, of which only the size counts."""
+    batch_size: int = 1
+    """Clips at a time; guidance doubles the rows."""
+    seconds: float = 4.0
+    """Length of a clip."""
+    d_sae: int = 2048
+    """Features of the SAE."""
+    touched: int = 4
+    """Features that are steered at once."""
+    turns: int = 15
+    """That each takes, after one that is not timed; the fastest counts."""
     json: Path | None = None
     """Also write the rows here."""
 
@@ -169,6 +190,16 @@ def cost_verb(flags: CostFlags) -> str:
         return table(bench_cost(bench, progress), flags.json)
 
 
+def steer_verb(flags: SteerFlags) -> str:
+    from musae_jax.bench.steer import SteerBench, bench_steer
+    from musae_jax.models.checkpoints import load_musicgen
+    from musae_jax.progress import progress_bar
+
+    bench = SteerBench(flags.batch_size, flags.seconds, flags.d_sae, flags.touched, flags.turns)
+    with progress_bar("steer", console) as progress:
+        return table(bench_steer(load_musicgen(flags.model), flags.model, bench, progress), flags.json)
+
+
 def drift_verb(flags: DriftFlags) -> str:
     from musae_jax.bench.drift import DriftBench, bench_drift
     from musae_jax.models.checkpoints import load_musicgen
@@ -207,6 +238,7 @@ SPEED = {
     "generate": Verb(GenerateFlags, generate_verb, "how fast music is generated, beside transformers"),
     "harvest": Verb(HarvestFlags, harvest_verb, "how fast residuals are harvested, beside transformers"),
     "cost": Verb(CostFlags, cost_verb, "how the engine's cost grows with batch, length and size"),
+    "steer": Verb(SteerFlags, steer_verb, "what steering costs, beside generation left alone"),
     "drift": Verb(DriftFlags, drift_verb, "how far a narrower dtype leads away from float32"),
     "pod": Verb(PodFlags, pod_verb, "what training, harvest and generation cost on a TPU slice, without one"),
 }

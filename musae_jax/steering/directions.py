@@ -16,6 +16,8 @@ from musae_jax.errors import MusaeError
 from musae_jax.models.edits import Edits
 from musae_jax.sae.sae import SAE
 
+LARGEST = 100.0  # strength, in units of a feature's maximum: beyond it there is no music, but a slip of the finger
+
 
 def layer_of(sae: SAE) -> int:
     """The 0-based layer after whose block the SAE reads, from its hook `blocks.{i}.resid_post`."""
@@ -27,11 +29,32 @@ def layer_of(sae: SAE) -> int:
     return int(match[1])
 
 
-def feature_vectors(sae: SAE, strengths: Mapping[int, float], maximum: Any = None) -> jax.Array:
-    """Σ α_j · β_j · W_dec[j] over the features given. -> [D]
+def check_features(sae: SAE, amounts: Mapping[int, float], what: str = "strength") -> tuple[np.ndarray, np.ndarray]:
+    """The features in their order, int [n], and the amount of each [n].
 
-    `maximum` [F] overrides `sae.maximum`. Raises `MusaeError` for a feature that the SAE lacks, that never fires (there
-    is no unit to steer in), or when no maximum is known.
+    Raises `MusaeError` for a feature that the SAE lacks, and an amount that is not finite or above `LARGEST` in size.
+    """
+    amounts = {int(feature): float(amount) for feature, amount in amounts.items()}
+    features = sorted(amounts)
+    for feature in features:
+        if not 0 <= feature < sae.config.d_sae:
+            raise MusaeError(f"feature {feature} is not in this SAE; choose from 0 to {sae.config.d_sae - 1}")
+        amount = amounts[feature]
+        if not np.isfinite(amount):
+            raise MusaeError(f"the {what} of feature {feature} is {amount}; give a finite number")
+        if abs(amount) > LARGEST:
+            raise MusaeError(
+                f"the {what} of feature {feature} is {amount:g}; give one between -{LARGEST:g} and {LARGEST:g} (1 is "
+                "as much as the music ever had)"
+            )
+    return np.asarray(features, int), np.asarray([amounts[feature] for feature in features], np.float32)
+
+
+def feature_sizes(sae: SAE, strengths: Mapping[int, float], maximum: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """The features in their order, int [n], and α_j · β_j of each [n], in the units of the SAE's activations.
+
+    `maximum` [F] overrides `sae.maximum`. Raises `MusaeError` as `check_features`, for a feature that never fires
+    (there is no unit to steer in), and when no maximum is known.
     """
     maximum = sae.maximum if maximum is None else maximum
     if maximum is None:
@@ -39,30 +62,32 @@ def feature_vectors(sae: SAE, strengths: Mapping[int, float], maximum: Any = Non
             "the SAE has no record of its features' maximum activations, the unit of steering; "
             "run `musae features` on it or pass maximum=[F]"
         )
-    maximum = np.asarray(maximum, np.float32)
-    features = sorted(strengths)
-    for feature in features:
-        if not 0 <= feature < sae.config.d_sae:
-            raise MusaeError(f"feature {feature} is not in this SAE; choose from 0 to {sae.config.d_sae - 1}")
-        if not maximum[feature] > 0:
-            raise MusaeError(
-                f"feature {feature} never fires on the harvested music, so it cannot be steered; choose another"
-            )
-        if not np.isfinite(strengths[feature]):
-            raise MusaeError(f"the strength of feature {feature} is {strengths[feature]}; give a finite number")
-    sizes = jnp.asarray([strengths[f] * maximum[f] for f in features], jnp.float32)
-    return sizes @ sae.params["W_dec"][jnp.asarray(features, int)]
+    features, values = check_features(sae, strengths)
+    units = np.asarray(maximum, np.float32)[features]
+    if not np.all(units > 0):
+        raise MusaeError(
+            f"feature {features[~(units > 0)][0]} never fires on the harvested music, so it cannot be steered; choose "
+            "another"
+        )
+    return features, values * units
+
+
+def feature_vectors(sae: SAE, strengths: Mapping[int, float], maximum: Any = None) -> jax.Array:
+    """Σ α_j · β_j · W_dec[j] over the features given. -> [D]
+
+    `maximum` [F] overrides `sae.maximum`. Raises `MusaeError` as `feature_sizes`.
+    """
+    features, sizes = feature_sizes(sae, strengths, maximum)
+    return jnp.asarray(sizes) @ sae.params["W_dec"][features]
 
 
 def steer(sae: SAE, strengths: Mapping[int, float], maximum: Any = None) -> Edits:
     """Edits that add features at `strengths`, in units of each feature's maximum activation; {} changes nothing.
 
-    Both branches of guidance are steered, at every position.
+    Both branches of guidance are steered, at every position; `combining` and `schedules` make that some of them. Other
+    ways of steering are in `operations`. Raises `MusaeError` as `feature_sizes`.
     """
-    strengths = {int(f): float(a) for f, a in strengths.items()}
-    if not strengths:
-        return Edits()
-    return Edits(vectors={layer_of(sae): feature_vectors(sae, strengths, maximum)})
+    return Edits(vectors={layer_of(sae): feature_vectors(sae, strengths, maximum)}) if strengths else Edits()
 
 
 def random_direction(key: jax.Array, edits: Edits) -> Edits:

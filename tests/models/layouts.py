@@ -17,7 +17,7 @@ from musae_jax.errors import MusaeError
 from musae_jax.mesh import make_mesh
 from musae_jax.models import generate as module
 from musae_jax.models.decoder import PREFIXED, TextStates
-from musae_jax.models.edits import Edits
+from musae_jax.models.edits import Edits, FunctionEdit, PerRow
 from musae_jax.models.generate import generate, generate_stream
 from musae_jax.models.layout import place_musicgen, place_rows
 from musae_jax.models.melody import MelodyConfig
@@ -45,6 +45,10 @@ def far(ours, right) -> float:
     return float(np.abs(ours - right).max() / np.abs(right).max())
 
 
+def scaled(arrays, h):
+    return arrays["all"] * arrays["factors"] * h
+
+
 def generations(mg, text, rng):
     """name -> settings; every row has its own text, edit and, in some, duration."""
     shared = {"seconds": 0.3, "temperature": 0.0}
@@ -54,7 +58,8 @@ def generations(mg, text, rng):
             "melody": {**shared, "melody": melody},
             "melody two-pass": {**shared, "melody": melody, "two_pass": True},
         }
-    edits = Edits({0: rng.normal(size=(ROWS, 1, WIDTH)).astype(np.float32)})
+    own = {"factors": PerRow(rng.normal(size=(ROWS, WIDTH)).astype(np.float32)), "all": np.float32(0.5)}
+    edits = Edits({0: rng.normal(size=(ROWS, 1, WIDTH)).astype(np.float32)}, {1: FunctionEdit(scaled, own)})
     return {
         "greedy": shared,
         "sampled, edited": {"seconds": 0.3, "top_k": 9, "edits": edits},

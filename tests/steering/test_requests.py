@@ -5,13 +5,17 @@ import json
 import jax
 import numpy as np
 import pytest
+import some_saes
 import soundfile
 
 import musae_jax as musae
 from musae_jax import cli
 from musae_jax.errors import MusaeError
 from musae_jax.sae.sae import SAEConfig
-from musae_jax.steering.requests import find_sae, read_strengths
+from musae_jax.steering.combining import combine, during, on_branches
+from musae_jax.steering.operations import clamp, hold
+from musae_jax.steering.requests import find_sae, read_schedules, read_strengths
+from musae_jax.steering.schedules import ramp, sections
 
 HOOK = "blocks.2.resid_post"
 
@@ -77,7 +81,59 @@ def test_the_model_is_that_of_the_run_unless_another_is_named(tmp_path, run_fold
     flags = (*flags[:3], "--sae", tmp_path / "early", "--steer", "3=1", "--model", tiny_folder)
     code, _, err = generate(capsys, *flags)
     assert code == 2 and "residual stream is 24 wide" in err
+    code, _, err = generate(capsys, *flags[:-2], "--model", tiny_folder, "--steer-how", "clamp")
+    assert (code == 2 and "has layers 0 to 1" in err) or "residual stream is 24 wide" in err
+    code, _, err = generate(capsys, *flags[1:], "--branches", "conditional")
+    assert code == 2 and "steers what hears the prompt, but there is none" in err
     assert not (tmp_path / "a.wav").exists()
+
+
+def test_how_and_when_and_where_are_the_library_s(tmp_path, tiny_folder, capsys):
+    mg, sae = musae.load_musicgen(tiny_folder), some_saes.random_sae(d_in=24, size=20.0)
+    musae.save_sae(tmp_path / "sae", sae)
+    text, key = musae.encode_text(mg, ["flute"]), jax.random.fold_in(jax.random.key(0), 0)
+    clip = (1.0, mg.config.frame_rate)
+    early = sections(*clip, [(0, 0.5)])
+    asked = {
+        ("3=1", "8=0.5", "--steer-how", "clamp", "--schedule", "sections:0-0.5", "--branches", "conditional"): (
+            on_branches(during(clamp(sae, {3: 1.0, 8: 0.5}), early), "conditional"),
+            "in the conditional branch: feature 3 at 1 × ",
+        ),
+        ("3=0.9,8=0.5", "--steer-how", "hold", "--schedule", "sections:0-0.5", "8:ramp:0-1"): (
+            combine(during(hold(sae, {8: 0.5}), ramp(*clip, 0, 1)), during(hold(sae, {3: 0.9}), early)),
+            "(sections:0-0.5), 8 at least 0.5 × ",
+        ),
+    }
+    for number, (flags, (edits, words)) in enumerate(asked.items()):
+        out = tmp_path / f"{number}.wav"
+        flags = ("flute", "--out", out, "--model", tiny_folder, "--sae", tmp_path / "sae", "--steer", *flags)
+        code, told, err = generate(capsys, *flags)
+        assert code == 0 and words in told, err or told
+        made = musae.generate(mg.config, mg.params, text, key[None], seconds=1.0, edits=edits)
+        wanted = np.rint(np.clip(np.asarray(made.audio[0]), -1, 1) * 32767)
+        assert np.abs(soundfile.read(out, dtype="int16")[0] - wanted).max() <= 1
+        plain = musae.generate(mg.config, mg.params, text, key[None], seconds=1.0, audio=False)
+        assert np.mean(np.asarray(plain.codes) != made.codes) > 0.05
+
+
+def test_what_is_gone_on_from_is_read_as_the_schedule_begins(tmp_path, tiny_folder, capsys):
+    """Times are counted from where the new music begins."""
+    musae.save_sae(tmp_path / "sae", some_saes.random_sae(d_in=24, size=20.0))
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "song.wav", rng.normal(size=16_000) / 8, 16_000)
+    files = {}
+    for name, flags in {
+        "plain": (),
+        "off": ("--sae", tmp_path / "sae", "--steer", "3=1", "--schedule", "onsets:0.98"),
+        "late": ("--sae", tmp_path / "sae", "--steer", "3=1", "--schedule", "sections:0.5-1"),
+    }.items():
+        flags = ("--continue-from", tmp_path / "song.wav", "--model", tiny_folder, *flags)
+        code, _, err = generate(capsys, "flute", "--out", tmp_path / f"{name}.wav", *flags, "--no-keep-prompt")
+        assert code == 0, err
+        files[name] = soundfile.read(tmp_path / f"{name}.wav", dtype="int16")[0]
+    assert np.abs(files["late"][:6000].astype(int) - files["plain"][:6000]).max() <= 1
+    assert np.abs(files["late"][8000:].astype(int) - files["plain"][8000:]).max() > 10
+    assert np.abs(files["off"][:14_000].astype(int) - files["plain"][:14_000]).max() <= 1
 
 
 def test_a_run_with_several_saes_names_them(run_folder):
@@ -95,7 +151,28 @@ def test_a_run_with_several_saes_names_them(run_folder):
         (("--sae", "RUN", "--steer", "3=loud"), "was given '3=loud'"),
         (("--sae", "RUN", "--steer", "3=1", "a prompt"), "was given 'a prompt'"),
         (("--sae", "RUN", "--steer", "3=1", "3=2"), "names feature 3 more than once"),
+        (("--sae", "RUN", "--steer", "3=1,3=2"), "names feature 3 more than once"),
+        (("--sae", "RUN", "--steer", "3=1,"), "was given ''"),
         (("--sae", "RUN", "--steer", "3=1e999"), "finite"),
+        (("--sae", "RUN", "--steer", "3=nan"), "finite"),
+        (("--sae", "RUN", "--steer", "3=-101"), "strength of feature 3 is -101; give one between -100 and 100"),
+        (("--sae", "RUN", "--steer", "3=1", "--steer-how", "ablate"), "'3=1'; write FEATURE alone"),
+        (("--sae", "RUN", "--steer", "3=-1", "--steer-how", "hold"), "target below 0"),
+        (("--sae", "RUN", "--steer", "3=1", "--schedule", "ramp:0-4"), "after the music, which lasts 1 s"),
+        (("--sae", "RUN", "--steer", "3=1", "--schedule", "swell:4"), "'swell:4' is not a schedule"),
+        (
+            ("--sae", "RUN", "--steer", "3=1", "--schedule", "decay:1", "decay:2"),
+            "decay:1 and decay:2 for all",
+        ),
+        (("--sae", "RUN", "--steer", "3=1", "--schedule", "4:decay:1"), "feature 4, which --steer does not"),
+        (("--sae", "RUN", "--steer", "3=1", "--schedule", "3:decay:1", "3:decay:2"), "feature 3 more than once"),
+        (("--schedule", "decay:1"), "--schedule says how to steer; give --steer and --sae too"),
+        (("--branches", "conditional"), "--branches says how to steer"),
+        (("--steer-how", "hold"), "--steer-how says how to steer"),
+        (
+            ("--sae", "RUN", "--steer", "3=1", "--branches", "unconditional", "--guidance-scale", "1"),
+            "leaves that branch out",
+        ),
         (("--sae", "RUN", "--steer", "12=1"), "choose from 0 to 11"),
         (("--sae", "RUN", "--steer", "-1=1"), "choose from 0 to 11"),
         (("--sae", "gone", "--steer", "3=1"), "gone holds no SAE"),
@@ -110,3 +187,11 @@ def test_what_cannot_be_steered_is_one_sentence(tmp_path, run_folder, capsys, fl
 
 def test_strengths_are_read():
     assert read_strengths(["740=1", "367=-0.5", " 2 = 1e-1 "]) == {740: 1.0, 367: -0.5, 2: 0.1}
+    assert read_strengths(["740=1,367=-0.5", "2=1"]) == {740: 1.0, 367: -0.5, 2: 1.0}
+    assert read_strengths(["740,2"], "ablate") == {740: 0.0, 2: 0.0}
+
+
+def test_schedules_are_read():
+    assert read_schedules([], [3, 8]) == {3: "constant", 8: "constant"}
+    assert read_schedules(["ramp:0-4", "8:beats:120"], [3, 8]) == {3: "ramp:0-4", 8: "beats:120"}
+    assert read_schedules(["8:beats:120"], [3, 8]) == {3: "constant", 8: "beats:120"}
