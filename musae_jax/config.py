@@ -169,6 +169,8 @@ class ValidateConfig:
     """How many of the surest names are heard again with the rest of the clip made softer."""
     controls: bool = True
     """The same for neurons, components, random directions and the SAE on random weights."""
+    judge_llm: bool = False
+    """Let the audio LLM of label.llm judge others' names of its max_features surest features too; it is paid."""
 
 
 @dataclass(frozen=True)
