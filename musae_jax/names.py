@@ -133,10 +133,10 @@ def label_stage(run: "Run", progress: Progress | None = None) -> None:
         write_json_lines(run.folder / "validation" / "truth_table.jsonl", table)
         # the page shows one line: the layer where features tell most
         write_json(run.folder / "validation" / "truth_summary.json", max(summaries, key=_told))
-    if "llm" in c.sources:  # last: whatever becomes of it, the other names are there
+    if "llm" in c.sources:  # last and layer by layer: whatever becomes of it, the other names are there
         for layer in run.layers:
             names += name_by_llm(run, layer, activity_of(run, layer), progress)
-        write_json_lines(run.folder / "labels" / "labels.jsonl", names)
+            write_json_lines(run.folder / "labels" / "labels.jsonl", names)
 
 
 def _told(summary: dict) -> float:

@@ -147,15 +147,8 @@ def test_an_audio_llm_that_fails_leaves_the_other_names_and_goes_on(whole, tmp_p
     with LLMServer().running() as server:
         command = ["label", "--run", str(out), "--llm.model", "a-model", "--llm.base-url", server.url]
         command += [
-            "--llm.max-features",
-            "5",
-            "--llm.max-clips",
-            "4",
-            "--llm.presentation",
-            "many",
-            "--llm.concurrency",
-            "1",
-        ]
+            "--llm.max-features", "5", "--llm.max-clips", "4", "--llm.presentation", "many", "--llm.concurrency", "1",
+        ]  # fmt: skip
         server.behave = lambda *_: "401" if server.paid.total() >= 2 else ""
         assert cli.main(command) == 2
         said = capsys.readouterr().err.replace("\n", " ")
