@@ -1,5 +1,6 @@
 """The road on a tiny model: every stage writes what it should; a killed run ends with the files of an unbroken one."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from llm_server import KEY, LLMServer
 
 from musae_jax import cli
 from musae_jax.config import RunConfig, from_record
+from musae_jax.labels.llm.cache import ReplyCache
 from musae_jax.labels.llm.messages import wav
 from musae_jax.names import activity_of, firing_of
 from musae_jax.run import STAGES, begin_run, open_run, run_stage
@@ -138,6 +140,10 @@ def test_an_audio_llm_names_and_another_source_judges(whole, tmp_path, monkeypat
     assert "there is no folder" in capsys.readouterr().err.replace("\n", "")
 
 
+def no_room(*_):
+    raise OSError(errno.ENOSPC, "No space left on device", "a reply")
+
+
 def test_an_audio_llm_that_fails_leaves_the_other_names_and_goes_on(whole, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
@@ -157,8 +163,13 @@ def test_an_audio_llm_that_fails_leaves_the_other_names_and_goes_on(whole, tmp_p
         assert json.loads(cost.read_text())["usage"]["requests"] == 2
         assert "label" not in json.loads((out / "run.json").read_text())["stages"]
         server.behave = lambda *_: ""
+        with monkeypatch.context() as full:
+            full.setattr(ReplyCache, "put", no_room)
+            assert cli.main(command) == 2
+        assert "make room" in capsys.readouterr().err and (out / "labels" / "labels.jsonl").read_text() == others
+        unkept, server.paid = server.paid, Counter()  # what was answered then is paid again: it could not be kept
         assert cli.main(command) == 0
-    assert server.paid.total() == 5 and set(server.paid.values()) == {1}
+    assert server.paid.total() == 3 and set(server.paid.values()) == {1} and unkept.total() > 2
     assert "3 requests paid (300 tokens in, 30 out, " in (said := capsys.readouterr().out.replace("\n", " "))
     assert "2 answers from disk; 0 failures" in said
     rows = [json.loads(line) for line in (out / "labels" / "labels.jsonl").read_text().splitlines()]
