@@ -95,6 +95,25 @@ class LabelFlags:
 
 
 @dataclass(frozen=True)
+class ValidateFlags:
+    """Judges the names of a run that `musae run` has begun, each by another source than gave it.
+
+    musae validate --run runs/pocket
+
+    musae validate --run runs/mine --judge-llm --llm.model Qwen/Qwen3-Omni-30B-A3B-Instruct
+    --llm.base-url http://localhost:8000/v1
+    """
+
+    run: Path
+    """The run folder."""
+    judge_llm: bool = False
+    """Let an audio LLM hear and judge the names of the surest features too. It is paid; what it has answered once is on
+    disk. Without this flag its judgements are left out again."""
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    """The audio LLM, as `musae label` has it; remembered."""
+
+
+@dataclass(frozen=True)
 class ExportFlags:
     """Writes the report of a run anew, or the run for Neuronpedia."""
 
@@ -187,6 +206,7 @@ class TrainEarsFlags:
 
 
 def run_verb(config: RunConfig) -> str:
+    from musae_jax.llm_stage import told
     from musae_jax.progress import progress_bar
     from musae_jax.run import STAGES, begin_run, is_done, run_stage
 
@@ -199,6 +219,8 @@ def run_verb(config: RunConfig) -> str:
         with progress_bar(stage, console) as progress:
             seconds = run_stage(run, stage, progress)
         console.print(f"{stage:<10} {seconds:.1f} s")
+        if paid := told(run, stage):
+            console.print(f"{'':<10} {paid}", markup=False, soft_wrap=True)
         if stage == "harvest" and config.audio is not None:
             console.print(run.clips.summary(), markup=False, soft_wrap=True)
     if config.until != stages[-1]:
@@ -237,17 +259,15 @@ def train_verb(flags: TrainFlags) -> str:
 
 
 def label_verb(flags: LabelFlags) -> str:
+    from musae_jax.llm_stage import told
     from musae_jax.progress import progress_bar
     from musae_jax.run import open_run, reconfigure, run_stage
 
     run = open_run(flags.run)
     label = run.config.label
     sources = flags.sources or label.sources
-    if flags.llm != LLMConfig() and not (flags.llm.model or label.llm.model):
-        raise MusaeError("the audio LLM needs a model; give --llm.model")
-    if flags.llm != LLMConfig():  # what is not given stays as the run has it
-        given = {name: value for name, value in vars(flags.llm).items() if value != getattr(LLMConfig(), name)}
-        label = replace(label, llm=replace(label.llm, **given))
+    if flags.llm != LLMConfig():
+        label = replace(label, llm=given_llm(label.llm, flags.llm))
         sources = (*sources, *(() if "llm" in sources else ("llm",)))
     label = replace(
         label,
@@ -259,7 +279,30 @@ def label_verb(flags: LabelFlags) -> str:
         run = reconfigure(run, label=label)
     with progress_bar("label", console) as progress:
         seconds = run_stage(run, "label", progress)
-    return f"label of {flags.run}: {seconds:.1f} s"
+    return "\n".join(filter(None, (f"label of {flags.run}: {seconds:.1f} s", told(run, "label"))))
+
+
+def given_llm(known: LLMConfig, flags: LLMConfig) -> LLMConfig:
+    """The audio LLM of a run, with what the flags give; what they do not stays as the run has it."""
+    if not (flags.model or known.model):
+        raise MusaeError("the audio LLM needs a model; give --llm.model")
+    return replace(known, **{name: value for name, value in vars(flags).items() if value != getattr(LLMConfig(), name)})
+
+
+def validate_verb(flags: ValidateFlags) -> str:
+    from musae_jax.llm_stage import told
+    from musae_jax.progress import progress_bar
+    from musae_jax.run import open_run, reconfigure, run_stage
+
+    run = open_run(flags.run)
+    if flags.llm != LLMConfig():
+        llm = given_llm(run.config.label.llm, flags.llm)
+        run = reconfigure(run, label=replace(run.config.label, llm=llm))
+    if flags.judge_llm:
+        run = replace(run, config=replace(run.config, validate=replace(run.config.validate, judge_llm=True)))
+    with progress_bar("validate", console) as progress:
+        seconds = run_stage(run, "validate", progress)
+    return "\n".join(filter(None, (f"validate of {flags.run}: {seconds:.1f} s", told(run, "validate"))))
 
 
 def compose_verb(flags: ComposeFlags) -> str:
@@ -376,7 +419,7 @@ VERBS = {
     "train": Verb(TrainFlags, train_verb, "store to sparse autoencoder"),
     "features": Verb(StageFlags, stage_verb("features"), "statistics and exemplars"),
     "label": Verb(LabelFlags, label_verb, "names for features"),
-    "validate": Verb(StageFlags, stage_verb("validate"), "evidence for the names, by other sources than gave them"),
+    "validate": Verb(ValidateFlags, validate_verb, "evidence for the names, by other sources than gave them"),
     "steer": Verb(StageFlags, stage_verb("steer"), "steer the best-named features, measured against controls"),
     "export": Verb(ExportFlags, export_verb, "the report as a static folder, or the run for Neuronpedia"),
     "generate": Verb(GenerateConfig, generate_verb, "prompt to sound"),

@@ -172,6 +172,8 @@ class ValidateConfig:
     fresh: int = 200
     """Composed clips on which no name was chosen or confirmed, to mark the names by the composer's truth; 0: those on
     which they were confirmed, which flatters."""
+    judge_llm: bool = False
+    """Let the audio LLM of label.llm judge others' names of its max_features surest features too; it is paid."""
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,12 @@ import numpy as np
 from musae_jax.activations.harvest import hook_name
 from musae_jax.errors import MusaeError
 from musae_jax.features.activity import Activity, neuron_activity, sae_activity
-from musae_jax.features.exemplars import find_exemplars
 from musae_jax.features.families import families
 from musae_jax.features.firing import MOST, Firing, find_firing
-from musae_jax.features.spans import active_spans
-from musae_jax.features.statistics import load_statistics
 from musae_jax.files import read_json_lines, write_json, write_json_lines
 from musae_jax.labels.descriptors import hear_descriptors, name_ends
 from musae_jax.labels.detection import best_names
 from musae_jax.labels.hearing import Hearing, hear_truth, join_hearings, load_hearing, more_clips, save_hearing
-from musae_jax.labels.llm.client import LLMClient
-from musae_jax.labels.llm.labeller import label_features
-from musae_jax.labels.llm.presentation import Clip as HeardClip
 from musae_jax.labels.naming import name_features
 from musae_jax.labels.onnx_tagger import load_onnx_folder
 from musae_jax.labels.scores import shuffles
@@ -32,6 +26,7 @@ from musae_jax.labels.tags import hear_tags
 from musae_jax.labels.truth import measure_truth, summarise_table, truth_table
 from musae_jax.labels.vocabulary import MUSIC, POCKET
 from musae_jax.labels.zero_shot import hear_words, with_any_text
+from musae_jax.llm_stage import judge_by_llm, name_by_llm
 from musae_jax.models.ast import load_tagger
 from musae_jax.models.clap_checkpoints import load_clap
 from musae_jax.pocket import CLAP, TAGGERS
@@ -39,7 +34,7 @@ from musae_jax.sae.controls import neuron_sae, pca_sae, random_sae
 from musae_jax.sae.formats import load_sae
 from musae_jax.sae.sae import SAE
 from musae_jax.validation.agreement import agreement
-from musae_jax.validation.detections import Exam, examine, set_exam, summarise_source
+from musae_jax.validation.detections import Exam, examine, set_exam, summarise_llm, summarise_source
 from musae_jax.validation.ducking import ducked_difference, ducked_sounds
 from musae_jax.validation.filters import sweep_filters
 from musae_jax.validation.intruder import intruder_scores
@@ -152,13 +147,15 @@ def label_stage(run: "Run", progress: Progress | None = None) -> None:
         for source, hearing in sorted(heard.items(), key=lambda item: c.sources.index(item[0])):
             found = name_features(hearing, label, score, hook, run.name, run.tracks, c.permutations, seed, progress)
             names += [_with_ends(row) for row in found] if source == "descriptors" else found
-        if "llm" in c.sources:
-            names += ask_llm(run, layer, activity, progress)
     write_json_lines(run.folder / "labels" / "labels.jsonl", names)
     if table:
         write_json_lines(run.folder / "validation" / "truth_table.jsonl", table)
         # the page shows one line: the layer where features tell most
         write_json(run.folder / "validation" / "truth_summary.json", max(summaries, key=_told))
+    if "llm" in c.sources:  # last and layer by layer: whatever becomes of it, the other names are there
+        for layer in run.layers:
+            names += name_by_llm(run, layer, activity_of(run, layer), progress)
+            write_json_lines(run.folder / "labels" / "labels.jsonl", names)
 
 
 def _told(summary: dict) -> float:
@@ -191,42 +188,15 @@ def firing_anew(run: "Run", fresh: Activity | None, confirmed: Firing, most: flo
     return find_firing(fresh, clips, confirmed.features, run.config.features.active_above, most=most)
 
 
-def ask_llm(run: "Run", layer: int, activity: Activity, progress: Progress | None = None) -> list[dict[str, Any]]:
-    """Names of the kept features by an audio LLM, from their exemplars of the half that names; failures and what it
-    cost go to RUN/labels/llm-<hook>.json."""
-    c, hook = run.config.label.llm, hook_name(layer)
-    kept = np.flatnonzero(load_statistics(run.features_folder(layer)).kept)
-    exemplars = find_exemplars(activity, run.halves, kept, c.max_clips, 0, run.tracks)
-    by_feature: dict[int, list] = {int(feature): [] for feature in kept}
-    for exemplar in exemplars:
-        by_feature[exemplar.feature].append(exemplar)
-    rate = run.model.config.sampling_rate
-
-    def features() -> Iterator[tuple[int, Sequence[HeardClip]]]:
-        for feature, chosen in by_feature.items():
-            yield feature, [HeardClip(e.clip, run.audio(e.clip), rate, active_spans(e.curve)) for e in chosen]
-
-    client = LLMClient(c, run.folder / "labels" / "llm")
-    answers = label_features(client, features(), c, len(by_feature), progress)
-    write_json(
-        run.folder / "labels" / f"llm-{hook}.json",
-        {"failures": answers.failures, "usage": vars(answers.usage), "features": len(by_feature)},
-    )
-    about = {"hook": hook, "sae": run.name}
-    return [
-        {**about, "feature": row["feature"], "source": "llm", **{k: row[k] for k in ("name", "confidence", "evidence")}}
-        for row in answers.rows
-        if row["name"]
-    ]
-
-
 def validate_names(run: "Run", fresh: "Run | None" = None, progress: Progress | None = None) -> None:
     """RUN/validation: names.jsonl (each name judged by another source), features.jsonl (each feature's coherence,
     family and bucket), filters.jsonl, summary.json. `fresh` is music on which the composer's truth marks the names."""
+    if run.config.validate.judge_llm and not run.config.label.llm.model:
+        raise MusaeError("an audio LLM that judges needs a model; give --label.llm.model, or leave out judge_llm")
     heard = hear(run, progress=progress)  # who did not name may still judge
     names = read_json_lines(run.folder / "labels" / "labels.jsonl")
     truth, out = None, run.folder / "validation"
-    judged, features, filters, sae_named = [], [], [], []
+    judged, features, filters, sae_named, exams = [], [], [], [], {}
     controls: dict[str, list[Named]] = {}
     for layer in run.layers:
         hook, activity = hook_name(layer), activity_of(run, layer)
@@ -237,6 +207,7 @@ def validate_names(run: "Run", fresh: "Run | None" = None, progress: Progress | 
         rows = examine(exam, mine, progress)
         _duck(run, activity, exam, rows, progress)
         judged += rows
+        exams[hook] = exam, rows
         features += [{"hook": hook, "sae": run.name, **row} for row in _features(exam, rows)]
         passed = [row for row in rows if row["passed"] and row["source"] != "truth"]
         filters += [{"hook": hook, **row} for row in sweep_filters(activity, passed)]
@@ -245,10 +216,8 @@ def validate_names(run: "Run", fresh: "Run | None" = None, progress: Progress | 
         anew = activity_in(fresh, layer, load_sae(run.sae_folder(layer)))
         sae_named.append(Named(firing_of(run, activity, "label"), firing_anew(run, anew, exam.firing), passed))
         for name, sae, untrained in _controls(run, layer) if run.config.validate.controls else ():
-            control, anew = (activity_in(where, layer, sae, untrained) for where in (run, fresh))
-            controls[name] = controls.get(name, [])
-            for most in RATES if name in DENSE else (MOST,):
-                controls[name].append(_name_control(run, control, anew, heard, most))
+            rates = RATES if name in DENSE else (MOST,)
+            controls.setdefault(name, []).extend(_name_control(run, fresh, layer, sae, untrained, heard, rates))
     summary = _summary(run, names, judged, features, truth, sae_named, controls)  # marks the names as well
     if truth is not None:
         summary["marked_on"] = {"clips": len(sae_named[0].score.clip_ids), "fresh": fresh is not None}
@@ -256,6 +225,13 @@ def validate_names(run: "Run", fresh: "Run | None" = None, progress: Progress | 
     write_json_lines(out / "features.jsonl", features)
     write_json_lines(out / "filters.jsonl", filters)
     write_json(out / "summary.json", summary)
+    if run.config.validate.judge_llm:  # last: whatever becomes of it, the other judgements are there
+        for hook, (exam, rows) in exams.items():
+            judge_by_llm(run, hook, exam, rows, progress)
+        for source, one in summary["sources"].items():
+            one["llm"] = summarise_llm([row for row in judged if row["source"] == source])
+        write_json_lines(out / "names.jsonl", judged)
+        write_json(out / "summary.json", summary)
 
 
 def activity_in(run: "Run | None", layer: int, sae: SAE, control: bool = False) -> Activity | None:
@@ -314,7 +290,7 @@ def _features(exam: Exam, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     """A row a feature: coherence by the tagger's ear (or another's), its family by co-activation, and its bucket."""
     ears = [exam.hearings[name] for name in ("tagger", "clap", "descriptors") if name in exam.hearings]
     firing = exam.firing
-    coherent = intruder_scores(ears[0].embedding, firing.clips) if ears else None
+    coherent = intruder_scores(ears[0].embedding, firing.clips, exam.tracks) if ears else None
     family = families(firing.clips)
     named = {row["feature"] for row in rows if row["passed"] and row["source"] != "truth"}
     result = []
@@ -347,9 +323,20 @@ def _controls(run: "Run", layer: int) -> Iterator[tuple[str, SAE, bool]]:
 
 
 def _name_control(
-    run: "Run", activity: Activity, fresh: Activity | None, heard: dict[str, Hearing], most: float
-) -> Named:
-    """A control, with those of its names that another source has confirmed."""
+    run: "Run",
+    fresh: "Run | None",
+    layer: int,
+    sae: SAE,
+    untrained: bool,
+    heard: dict[str, Hearing],
+    rates: Sequence[float],
+) -> list[Named]:
+    """A control at each rate of firing, with those of its names that another source has confirmed."""
+    activity, anew = (activity_in(where, layer, sae, untrained) for where in (run, fresh))
+    return [_named_at(run, activity, anew, heard, most) for most in rates]
+
+
+def _named_at(run: "Run", activity: Activity, fresh: Activity | None, heard: dict[str, Hearing], most: float) -> Named:
     label, score = (firing_of(run, activity, half, most) for half in ("label", "score"))
     c = run.config.validate  # of a control only which names pass is asked: fewer exchanges, no intervals
     exam = set_exam(score, heard, run.tracks, min(c.permutations, CONTROL_PERMUTATIONS), 0, run.config.seed, c.strong)

@@ -3,6 +3,8 @@
 import json
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from llm_server import KEY
@@ -10,10 +12,14 @@ from llm_server import KEY
 from musae_jax.labels.llm.client import LLMClient
 from musae_jax.labels.llm.config import LLMConfig
 from musae_jax.labels.llm.labeller import label_features
-from musae_jax.labels.llm.presentation import Clip
+from musae_jax.labels.llm.presentation import Clip, ask_many, read_prompt
 
 RATE = 8000
 FEATURES = 200
+LABEL = read_prompt("label", "label")[1]
+WIRES = ("openai", "gemini")
+TRANSIENT = ("429 0", "429", "500", "503", "529", "408", "hang up", "cut", "garbage", "chatty")
+SORTS = (*TRANSIENT, "wrong once", "not json once", "refuse", "no schema")
 
 
 def clip(hertz, number=0, spans=((0.02, 0.08),)):
@@ -38,7 +44,46 @@ def hurried(seconds):
 def label(url, cache, count=FEATURES, retry_failures=False, progress=None, **other):
     config = config_of(url, **other)
     llm = LLMClient(config, cache, KEY, retry_failures, sleep=hurried)
-    return label_features(llm, features(count), config, count, progress)
+    answers = label_features(llm, features(count), config, count, progress)
+    return SimpleNamespace(**vars(answers), usage=llm.usage)
+
+
+class FakeTime:
+    """A clock that only sleeping moves."""
+
+    def __init__(self):
+        self.now, self.slept = 1000.0, []
+
+    def clock(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def ask(server, cache, clips=None, retry_failures=False, sleep=hurried, clock=time.monotonic, **other):
+    """One question, of the names' kind."""
+    llm = LLMClient(config_of(server.url, **other), cache, KEY, retry_failures, clock, sleep)
+    return llm.complete(*ask_many(clips or [clip(440)]))
+
+
+def files_of(cache):
+    return sorted(path for path in Path(cache).rglob("*") if path.is_file())
+
+
+def holds_key(folder):
+    return any(KEY.encode() in path.read_bytes() for path in files_of(folder))
+
+
+def unpaid_once(server):
+    return {content: count for content, count in server.paid.items() if count != 1}
+
+
+def mischief(task, attempt, content):
+    """One of many sorts for each question; most pass, a few stay."""
+    how = (*SORTS, "", "")[int(content[:8], 16) % (len(SORTS) + 2)]
+    return how if attempt == 1 or how not in TRANSIENT else ""
 
 
 if __name__ == "__main__":

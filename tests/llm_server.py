@@ -25,13 +25,16 @@ class LLMServer:
     `content` is a hash of it.
 
     `paid` counts the whole 200 replies for each content, `bodies` keeps the requests, `most` is how many were in flight
-    at once, `sounds` what was heard.
+    at once, `said` is what was last heard and read. `present(sound, name)` says whether a name is heard, where that is
+    asked; a sound is the hash of its file and its frequency.
     """
 
     def __init__(self, behave=lambda task, attempt, content: "", key=KEY, delay=0.0):
         self.behave, self.key, self.delay = behave, key, delay
         self.paid, self.attempts, self.seen = Counter(), Counter(), Counter()
         self.bodies: list[dict] = []
+        self.said = ""
+        self.present = lambda sound, name: sound.split(" ", 1)[1] == name
         self.faults: list[str] = []  # of requests that are out of shape
         self.flight = self.most = 0
         self.lock = threading.Lock()
@@ -95,6 +98,7 @@ class LLMServer:
                 content = hashlib.sha256(json.dumps([task_of(body), turns]).encode()).hexdigest()
                 with llm.lock:
                     llm.bodies.append(body)
+                    llm.said = json.dumps(turns)
                     llm.attempts[content] += 1
                     attempt = llm.attempts[content]
                 time.sleep(llm.delay)
@@ -123,7 +127,7 @@ class LLMServer:
                 if how == "hang up":
                     self.close_connection = True
                     return None
-                text = json.dumps(reply_to(task_of(body), turns))
+                text = json.dumps(reply_to(task_of(body), turns, llm.present))
                 if how == "not json" or (how == "not json once" and not repaired):
                     text = 'I hear {"name": a piano'
                 if how == "wrong" or (how == "wrong once" and not repaired):
@@ -258,12 +262,12 @@ def heard(data):
     return f"{hashlib.sha256(file).hexdigest()} {loudest:.0f} hertz"
 
 
-def reply_to(task, turns):
+def reply_to(task, turns, present):
     words = turns[0][1]
     found = [hertz for part in words for hertz in re.findall(r"\d+ hertz", part)]
     if task == "detect":
         sound, wanted = words
-        return {"present": sound.split(" ", 1)[1] == wanted.removeprefix("Description: "), "confidence": 0.8}
+        return {"present": present(sound, wanted.removeprefix("Description: ")), "confidence": 0.8}
     if task == "caption":
         return {"caption": f"A sine of {found[0]}."}
     name = Counter(found).most_common(1)[0][0]

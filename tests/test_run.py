@@ -1,5 +1,6 @@
 """The road on a tiny model: every stage writes what it should; a killed run ends with the files of an unbroken one."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from math import comb
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,12 @@ from llm_server import KEY, LLMServer
 
 from musae_jax import cli
 from musae_jax.config import RunConfig, from_record
-from musae_jax.run import STAGES, begin_run, run_stage
+from musae_jax.labels.llm.cache import ReplyCache
+from musae_jax.labels.llm.messages import wav
+from musae_jax.names import activity_of, firing_of
+from musae_jax.run import STAGES, begin_run, open_run, run_stage
+
+HOOK, SAE = "blocks.1.resid_post", "matryoshka-batchtopk-64-k8"
 
 FLAGS = (
     "--compose.clips", "24", "--compose.seconds", "2", "--train.steps", "30", "--train.d-sae", "64", "--train.k", "8",
@@ -52,19 +60,18 @@ def test_every_stage_leaves_its_files(whole):
     record = json.loads((whole / "run.json").read_text())
     assert record["state"] == "finished" and list(record["stages"]) == list(STAGES)
     made = files(whole)
-    hook, sae = "blocks.1.resid_post", "matryoshka-batchtopk-64-k8"
     for name in (
         "music/manifest.jsonl",
-        f"activations/{hook}/metadata.json",
-        f"activations-random-weights/{hook}/metadata.json",
-        f"sae/{hook}/{sae}/sae_weights.safetensors",
-        f"sae/{hook}/{sae}/metrics.json",
-        f"sae/{hook}/{sae}/splice.json",
-        f"sae/{hook}/{sae}/train.png",
-        f"sae/{hook}/{sae}-random-weights/metrics.json",
-        f"sae/{hook}/{sae}-random-weights/splice.json",
-        f"features/{hook}/{sae}/features.jsonl",
-        f"features/{hook}/{sae}/statistics.safetensors",
+        f"activations/{HOOK}/metadata.json",
+        f"activations-random-weights/{HOOK}/metadata.json",
+        f"sae/{HOOK}/{SAE}/sae_weights.safetensors",
+        f"sae/{HOOK}/{SAE}/metrics.json",
+        f"sae/{HOOK}/{SAE}/splice.json",
+        f"sae/{HOOK}/{SAE}/train.png",
+        f"sae/{HOOK}/{SAE}-random-weights/metrics.json",
+        f"sae/{HOOK}/{SAE}-random-weights/splice.json",
+        f"features/{HOOK}/{SAE}/features.jsonl",
+        f"features/{HOOK}/{SAE}/statistics.safetensors",
         "labels/labels.jsonl",
         "labels/heard-tagger.safetensors",
         "labels/heard-clap.safetensors",
@@ -133,6 +140,85 @@ def test_an_audio_llm_names_and_another_source_judges(whole, tmp_path, monkeypat
     assert cli.main(["label", "--run", str(out), "--sources", "llm", "--tagger", "no/such place"]) == 0  # tagger unused
     assert cli.main(["label", "--run", str(out), "--sources", "tagger"]) == 2
     assert "there is no folder" in capsys.readouterr().err.replace("\n", "")
+
+
+def no_room(*_):
+    raise OSError(errno.ENOSPC, "No space left on device", "a reply")
+
+
+def test_an_audio_llm_that_fails_leaves_the_other_names_and_goes_on(whole, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    others = (whole / "labels" / "labels.jsonl").read_text()
+    cost = out / "labels" / "llm-blocks.1.resid_post.json"
+    with LLMServer().running() as server:
+        command = ["label", "--run", str(out), "--llm.model", "a-model", "--llm.base-url", server.url]
+        command += [
+            "--llm.max-features", "5", "--llm.max-clips", "4", "--llm.presentation", "many", "--llm.concurrency", "1",
+        ]  # fmt: skip
+        server.behave = lambda *_: "401" if server.paid.total() >= 2 else ""
+        assert cli.main(command) == 2
+        said = capsys.readouterr().err.replace("\n", " ")
+        assert "does not accept the key" in said and "the 2 answers paid now are taken from disk" in said
+        assert (out / "labels" / "labels.jsonl").read_text() == others
+        assert json.loads(cost.read_text())["usage"]["requests"] == 2
+        assert "label" not in json.loads((out / "run.json").read_text())["stages"]
+        server.behave = lambda *_: ""
+        with monkeypatch.context() as full:
+            full.setattr(ReplyCache, "put", no_room)
+            assert cli.main(command) == 2
+        assert "make room" in capsys.readouterr().err and (out / "labels" / "labels.jsonl").read_text() == others
+        unkept, server.paid = server.paid, Counter()  # what was answered then is paid again: it could not be kept
+        assert cli.main(command) == 0
+    assert server.paid.total() == 3 and set(server.paid.values()) == {1} and unkept.total() > 2
+    assert "3 requests paid (300 tokens in, 30 out, " in (said := capsys.readouterr().out.replace("\n", " "))
+    assert "2 answers from disk; 0 failures" in said
+    rows = [json.loads(line) for line in (out / "labels" / "labels.jsonl").read_text().splitlines()]
+    named = [row["feature"] for row in rows if row["source"] == "llm"]
+    found = whole / "features" / HOOK / SAE / "exemplars.jsonl"
+    exemplars = [json.loads(line) for line in found.read_text().splitlines()]
+    strength = Counter()
+    for row in exemplars:
+        strength[row["feature"]] += row["mean"] * (row["half"] == "label")
+    assert len(named) == 5 and set(named) == {feature for feature, _ in strength.most_common(5)}
+
+
+def test_an_audio_llm_judges_the_names_of_others(whole, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert cli.main(["validate", "--run", str(out), "--judge-llm"]) == 2
+    assert "needs a model" in capsys.readouterr().err.replace("\n", " ")
+    before = [json.loads(line) for line in (whole / "validation" / "names.jsonl").read_text().splitlines()]
+    others = [row for row in before if row["source"] != "truth"]
+    surest = min(others, key=lambda row: (not row["passed"], -row["detection"], row["feature"]))["feature"]
+    run = open_run(out)
+    firing = firing_of(run, activity_of(run, 1), "score")
+    fires = firing.clips[:, firing.features.index(surest)]
+    loud = {wav(run.audio(clip), 16_000).digest for clip, one in zip(firing.clip_ids, fires) if one}
+    with LLMServer().running() as server:
+        server.present = lambda sound, name: sound.split()[0] in loud  # it always hears what it is asked for
+        command = ["validate", "--run", str(out), "--judge-llm", "--llm.model", "a-model", "--llm.base-url", server.url]
+        assert cli.main([*command, "--llm.max-features", "1"]) == 0 and not server.faults
+        paid = server.paid.total()
+        assert f"{paid} requests paid" in capsys.readouterr().out
+        judged = [json.loads(line) for line in (out / "validation" / "names.jsonl").read_text().splitlines()]
+        assert cli.main([*command, "--llm.max-features", "1"]) == 0 and server.paid.total() == paid
+        server.behave = lambda *_: "403"
+        assert cli.main([*command, "--llm.max-features", "2"]) == 2
+    assert "what the other sources gave is in" in capsys.readouterr().err.replace("\n", " ")
+    names = {row["name"] for row in others if row["feature"] == surest}
+    told = [row.pop("others") if "llm" in row["others"] else None for row in judged]
+    for row, said in zip(judged, told):
+        assert (said is not None) == (row["feature"] == surest and row["source"] != "truth")
+        if said:
+            n = said["llm"]["n"]
+            assert said["llm"]["auroc"] == 1.0 and paid == n * len(names) <= 16 * len(names)
+            assert said["llm"]["p"] in [round(1 / comb(n, k), 5) for k in range(1, n)]
+    summary = json.loads((out / "validation" / "summary.json").read_text())["sources"]
+    after = [json.loads(line) for line in (out / "validation" / "names.jsonl").read_text().splitlines()]
+    assert after == before and all("llm" not in one for one in summary.values())  # the others' part is there
 
 
 @pytest.mark.parametrize("harvest", [{"live": True}, {"store": "memory://bucket/run"}])

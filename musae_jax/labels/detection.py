@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from musae_jax.features.firing import Firing
+from musae_jax.features.firing import Firing, blocks
 from musae_jax.labels.auroc import auroc_from_ranks, rank
 from musae_jax.labels.evidence import bootstrap_auroc, p_value, ranks_of, shuffled_auroc
 from musae_jax.labels.hearing import Hearing
@@ -41,15 +41,24 @@ class Detection:
 def detections(hearing: Hearing, firing: Firing) -> np.ndarray:
     """AUROC [F, C] of every concept for every feature, NaN where a feature is silent or never so."""
     _same_clips(hearing, firing)
-    result = np.empty((len(firing.features), len(hearing.concepts)))
-    sides = ((~hearing.framed, hearing.clips[:, None], firing.clips[:, None]),
-             (hearing.framed, hearing.parts, firing.parts))  # fmt: skip
-    for columns, heard, fires in sides:
-        heard = heard[..., columns] if heard.shape[2] > columns.sum() else heard
+    result, every = np.empty((len(firing.features), len(hearing.concepts))), np.arange(len(firing.features))
+    for columns, heard, framed in (
+        (~hearing.framed, hearing.clips[:, None, ~hearing.framed], False),
+        (hearing.framed, hearing.parts, True),
+    ):
         if columns.any():
-            rows = heard.shape[0] * heard.shape[1]
-            ranks = rank(heard.reshape(rows, heard.shape[2]))
-            result[:, columns] = auroc_from_ranks(ranks, fires.reshape(rows, fires.shape[2])).T
+            result[:, columns] = aurocs(heard, firing, every, framed)
+    return result
+
+
+def aurocs(heard: np.ndarray, firing: Firing, features: np.ndarray, framed: bool) -> np.ndarray:
+    """AUROC [F', C] of what is heard in clips, [n, 1, C], or in their shares, [n, W, C], for features by their numbers
+    in `firing`; NaN where one is silent or never so."""
+    rows = heard.shape[0] * heard.shape[1]
+    ranks, result = rank(heard.reshape(rows, heard.shape[2])), np.empty((len(features), heard.shape[2]))
+    for block in blocks(len(features), rows):
+        fires = fires_as(firing, features[block], framed)
+        result[block] = auroc_from_ranks(ranks, fires.reshape(rows, fires.shape[2])).T
     return result
 
 
@@ -59,7 +68,7 @@ def luck(hearing: Hearing, firing: Firing) -> np.ndarray:
     Ties narrow it: of a rare concept that is there or not nearly all clips are alike.
     """
     clips = len(firing.clips)
-    count = np.stack([firing.clips.sum(0), firing.parts.any(1).sum(0)])[hearing.framed.astype(int)].T  # [F, C]
+    count = np.stack([firing.clips.sum(0), firing.packed.any(1).sum(0)])[hearing.framed.astype(int)].T  # [F, C]
     count = np.clip(count, 1, clips - 1)
     ties = np.empty(len(hearing.concepts))
     for c in range(len(ties)):
@@ -157,7 +166,7 @@ def _against(heard: np.ndarray, fires: np.ndarray, near: np.ndarray, beats: np.n
 
 def fires_as(firing: Firing, features: Sequence[int] | np.ndarray, framed: bool) -> np.ndarray:
     """Where features, by their numbers in `firing`, fire: bool [n, W, F'], or [n, 1, F'] by whole clips."""
-    return firing.parts[:, :, features] if framed else firing.clips[:, None, features]
+    return firing.parts(features) if framed else firing.clips[:, None, features]
 
 
 def _same_clips(hearing: Hearing, firing: Firing) -> None:

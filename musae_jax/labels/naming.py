@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from musae_jax.features.firing import Firing
+from musae_jax.features.firing import Firing, blocks
 from musae_jax.labels.detection import Detection, best_names, detect, fires_as
 from musae_jax.labels.evidence import corrected
 from musae_jax.labels.hearing import Hearing
@@ -46,17 +46,19 @@ def name_features(
     rows = {}
     for concept in np.unique(best[named]).tolist():
         places = named[best[named] == concept]
-        fires = fires_as(score, places, bool(hearing.framed[concept]))
-        for place, found in zip(places.tolist(), detect(held_out.of(concept), fires, orders)):
-            rows[place] = {
-                "hook": hook,
-                "sae": sae,
-                "feature": label.features[place],
-                "source": hearing.source,
-                "name": hearing.concepts[concept].name,
-                "confidence": 0.0,
-                "evidence": _evidence(hearing, concept, chosen[place], found),
-            }
+        heard = held_out.of(concept)
+        for block in blocks(len(places), heard.size):
+            fires = fires_as(score, places[block], bool(hearing.framed[concept]))
+            for place, found in zip(places[block].tolist(), detect(heard, fires, orders)):
+                rows[place] = {
+                    "hook": hook,
+                    "sae": sae,
+                    "feature": label.features[place],
+                    "source": hearing.source,
+                    "name": hearing.concepts[concept].name,
+                    "confidence": 0.0,
+                    "evidence": _evidence(hearing, concept, chosen[place], found),
+                }
         if progress:
             progress(len(rows), len(named), "names")
     return with_confidence([rows[place] for place in named.tolist()])

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from musae_jax.features.firing import Firing
-from musae_jax.labels.auroc import auroc_from_ranks, rank
-from musae_jax.labels.detection import detect, fires_as, most_alike
+from musae_jax.features.firing import Firing, blocks
+from musae_jax.labels.detection import aurocs, detect, fires_as, most_alike
 from musae_jax.labels.evidence import clip_weights, corrected, interval
 from musae_jax.labels.hearing import Hearing
 from musae_jax.labels.naming import LEVEL
 from musae_jax.labels.scores import shuffles
 from musae_jax.labels.vocabulary import heard_of
-from musae_jax.validation.spans import span_test
+from musae_jax.validation.spans import span_tests
 
 # Who judges whose names, best first: the first that knows the name. Truth judges apart (`known_truth`).
 SCORERS = {
@@ -39,6 +38,7 @@ class Exam:
 
     Attributes:
       firing: where F features fire in them.
+      tracks: of each clip.
       hearings: what each source hears in them, by its name.
       orders: int [R, n], exchanges of clips.
       weights: float32 [B, n], draws of clips; None for no intervals.
@@ -47,6 +47,7 @@ class Exam:
     """
 
     firing: Firing
+    tracks: tuple[str, ...]
     hearings: Mapping[str, Hearing]
     orders: np.ndarray
     weights: np.ndarray | None
@@ -71,9 +72,10 @@ def set_exam(
     near = np.zeros_like(firing.clips)
     if ear is not None and ear.embedding is not None:
         near = most_alike(ear.embedding, firing.clips, firing.clips.sum(0))
-    orders = shuffles([tracks[clip] if tracks else clip for clip in clips], permutations, seed)
+    of_clip = tuple(tracks[clip] if tracks else clip for clip in clips)
+    orders = shuffles(of_clip, permutations, seed)
     weights = clip_weights(len(clips), draws, seed) if draws else None
-    return Exam(firing, heard, orders, weights, near, strong)
+    return Exam(firing, of_clip, heard, orders, weights, near, strong)
 
 
 def scorer_of(source: str, name: str, hearings: Mapping[str, Hearing]) -> tuple[str, np.ndarray] | None:
@@ -100,7 +102,8 @@ def examine(
                                      and both AUROCs are strong
     firing, n                        clips in which the feature fires, of how many
     span                             see `SpanTest`; null where the scorer hears the name in whole clips only
-    others                           AUROC by the other sources that know the name
+    others                           AUROC by the other sources that know the name; an audio LLM, where it was asked,
+                                     adds "llm" with AUROC, p and n (`musae_jax.llm_stage`)
     """
     place = {feature: n for n, feature in enumerate(exam.firing.features)}
     cache: dict[tuple[str, str], tuple[str, np.ndarray] | None] = {}
@@ -114,8 +117,9 @@ def examine(
         cache[source, name] = scorer_of(source, name, exam.hearings)
         done += len(numbers)
         if cache[source, name] is not None:
-            places = {number: place[rows[number]["feature"]] for number in numbers}
-            answered |= _judge(exam, *cache[source, name], source, name, places)
+            for block in blocks(len(numbers), cache[source, name][1].size):
+                places = {number: place[rows[number]["feature"]] for number in numbers[block]}
+                answered |= _judge(exam, *cache[source, name], source, name, places)
         if progress:
             progress(done, sum(map(len, asked.values())), "names examined")
     results = [
@@ -147,9 +151,9 @@ def _judge(
     own = _aurocs(exam, source, name, chosen)
     rest = [other for other in SCORERS.get(source, SCORERS["llm"]) if other not in (scorer, source)]
     others = {other: _aurocs(exam, other, name, chosen) for other in rest}
+    spans = span_tests(heard, fires) if framed else [None] * len(numbers)
     answers = {}
-    for n, (number, one) in enumerate(zip(numbers, found)):
-        span = span_test(heard, fires[:, :, n]) if framed else None
+    for n, (number, one, span) in enumerate(zip(numbers, found, spans)):
         answers[number] = {
             "scorer": scorer,
             "detection": round(one.auroc, 4),
@@ -174,9 +178,8 @@ def _aurocs(exam: Exam, source: str, name: str, features: Sequence[int]) -> np.n
     heard = heard_of(name, exam.hearings[source]) if source in exam.hearings else None
     if heard is None:
         return None
-    fires = fires_as(exam.firing, features, heard.shape[1] > 1)
-    scores = auroc_from_ranks(rank(heard.reshape(-1, 1)), fires.reshape(-1, len(features)))
-    return np.nan_to_num(scores[0], nan=0.5)
+    scores = aurocs(heard[..., None], exam.firing, np.asarray(features, int), heard.shape[1] > 1)
+    return np.nan_to_num(scores[:, 0], nan=0.5)
 
 
 def _null_of_labels(exam: Exam, results: Sequence[Mapping[str, Any]], cache: Mapping) -> np.ndarray:
@@ -191,10 +194,9 @@ def _null_of_labels(exam: Exam, results: Sequence[Mapping[str, Any]], cache: Map
             if len(mine) < 2:
                 continue
             names = list(dict.fromkeys(results[n]["name"] for n in mine))
-            heard = np.stack([cache[source, name][1].reshape(-1) for name in names], 1)  # [N, names]
-            places = [place[results[n]["feature"]] for n in mine]
-            fires = fires_as(exam.firing, places, wide)
-            scores = auroc_from_ranks(rank(heard), fires.reshape(-1, len(mine))).T  # [rows, names]
+            heard = np.stack([cache[source, name][1] for name in names], 2)  # [n, W, names]
+            places = np.asarray([place[results[n]["feature"]] for n in mine])
+            scores = aurocs(heard, exam.firing, places, wide)  # [rows, names]
             rates = np.asarray([results[n]["firing"] for n in mine], float)
             fifth = np.searchsorted(np.quantile(rates, np.arange(1, BINS) / BINS), rates)
             given = np.asarray([names.index(results[n]["name"]) for n in mine])
@@ -231,6 +233,21 @@ def summarise_source(rows: Sequence[Mapping[str, Any]], named: int) -> dict[str,
         "passed": sum(row["passed"] for row in rows),
         "spans": _spans(rows),
         "ducked": _ducked(rows),
+    }
+
+
+def summarise_llm(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What an audio LLM that judges says of the names of a source: how many it heard, their mean AUROC, that of names
+    which passed, and how many it confirms (q of at most 5 %); None where it was asked about none."""
+    asked = [row for row in rows if "llm" in row["others"]]
+    if not asked:
+        return None
+    q = corrected(np.asarray([row["others"]["llm"]["p"] for row in asked]))
+    return {
+        "names": len(asked),
+        "auroc": _mean([row["others"]["llm"]["auroc"] for row in asked]),
+        "passed_auroc": _mean([row["others"]["llm"]["auroc"] for row in asked if row["passed"]]),
+        "confirmed": int((q <= LEVEL).sum()),
     }
 
 

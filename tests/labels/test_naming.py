@@ -6,7 +6,7 @@ from planted import CONCEPTS, DEAD, FLUTE, ORGAN_SOMETIMES, QUIET_IN_C, SNARE, p
 
 from musae_jax.errors import MusaeError
 from musae_jax.features.activity import Activity
-from musae_jax.features.firing import LEAST, activity_of_shares, find_firing, mean_of_shares, shares
+from musae_jax.features.firing import LEAST, find_firing, mean_of_shares, pool_shares, shares
 from musae_jax.labels.auroc import auroc
 from musae_jax.labels.detection import best_names, detect, detections, luck, most_alike
 from musae_jax.labels.hearing import Hearing, hear_truth, load_hearing, save_hearing
@@ -43,8 +43,8 @@ def test_a_feature_fires_where_it_is_strong(corpus):
         fires = score.clips[:, feature]
         if fires.any():
             assert means[fires, feature].min() > means[~fires, feature].max(initial=0)
-    assert score.clips.mean(0).max() <= 0.25 and score.parts.mean((0, 1)).max() <= 0.25
-    assert not score.clips[:, DEAD].any() and not score.parts[:, :, DEAD].any() and not score.told[DEAD]
+    assert score.clips.mean(0).max() <= 0.25 and score.parts(slice(None)).mean((0, 1)).max() <= 0.25
+    assert not score.clips[:, DEAD].any() and not score.parts([DEAD]).any() and not score.told[DEAD]
     assert score.clips[:, FLUTE].sum() >= LEAST and score.told[FLUTE]
 
 
@@ -64,7 +64,7 @@ def test_shares_of_a_clip():
     activity, *_ = planted(clips=5)
     dense = np.asarray(activity.values.todense()).reshape(5, 40, -1)
     np.testing.assert_allclose(
-        activity_of_shares(activity, [2, 0], 8), mean_of_shares(dense[:, :, [2, 0]], 8), atol=1e-6
+        pool_shares(activity, 8).todense().reshape(5, 8, -1), mean_of_shares(dense, 8), atol=1e-6
     )
 
 
@@ -76,9 +76,9 @@ def test_detections_are_aurocs_by_clip_and_by_share(corpus):
     for feature in (FLUTE, ORGAN_SOMETIMES, 9):
         by_clip = auroc(heard.clips[:, [0]], score.clips[:, [feature]])
         assert found[feature, 0] == pytest.approx(by_clip[0, 0], abs=1e-6)
-    by_share = auroc(heard.of(2).reshape(-1, 1), score.parts[:, :, SNARE].reshape(-1, 1))
+    by_share = auroc(heard.of(2).reshape(-1, 1), score.parts([SNARE]).reshape(-1, 1))
     assert found[SNARE, 2] == pytest.approx(by_share[0, 0], abs=1e-6) and found[SNARE, 2] > 0.95
-    one = detect(heard.of(2), score.parts[:, :, [SNARE]], shuffles(score.clip_ids, 99, 0))[0]
+    one = detect(heard.of(2), score.parts([SNARE]), shuffles(score.clip_ids, 99, 0))[0]
     assert one.auroc == pytest.approx(found[SNARE, 2], abs=1e-6) and one.p == pytest.approx(0.01)
     assert abs(one.null_mean - 0.5) < 0.05 and one.null_p95 < 0.6
 
@@ -94,7 +94,7 @@ def test_luck_is_the_spread_of_what_knows_nothing():
         for feature in range(features):
             fires[rng.permutation(clips)[:30], feature] = True
         firing = type(halves_of(*planted(clips=40)[::2])["label"])(
-            hearing.clip_ids, tuple(range(features)), fires, np.zeros((clips, 1, features), bool)
+            hearing.clip_ids, tuple(range(features)), fires, np.zeros((clips, 1, features), np.uint8), 1
         )
         spread = detections(hearing, firing)[:, 0].std()
         assert luck(hearing, firing)[0, 0] == pytest.approx(spread, rel=0.1)
@@ -163,7 +163,7 @@ def test_dense_features_fire_as_often_as_they_are_let():
     activity = Activity(tuple(map(str, range(100))), 8, values.reshape(-1, 3))
     for most in (0.05, 0.1, 0.25):
         firing = find_firing(activity, range(100), range(3), 0.2, parts=8, most=most)
-        assert firing.clips.sum(0).tolist() == [int(100 * most)] * 3 and firing.parts.mean() <= most
+        assert firing.clips.sum(0).tolist() == [int(100 * most)] * 3 and firing.parts(slice(None)).mean() <= most
 
 
 def test_near_misses_are_silent_and_alike():

@@ -7,6 +7,7 @@ import pytest
 from torch_models import SPECS, torch_musicgen
 
 from musae_jax.models.checkpoints import load_musicgen
+from musae_jax.models.clap_checkpoints import load_clap
 from musae_jax.models.musicgen import MusicGen
 
 
@@ -31,6 +32,26 @@ def pair(tmp_path_factory):
             folder = tmp_path_factory.mktemp(name)
             theirs.save_pretrained(folder)
             made[name] = Pair(theirs, load_musicgen(folder), folder)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clap_pair(tmp_path_factory):
+    """clap_pair(name) -> (transformers' CLAP, ours, the folder between them), each made once."""
+    from clap_models import CONFIGS, extractor, torch_clap, word_tokenizer
+
+    made = {}
+
+    def make(name: str):
+        if name not in made:
+            config, folder = CONFIGS[name], tmp_path_factory.mktemp(name)
+            theirs = torch_clap(config)
+            theirs.save_pretrained(folder)
+            extractor(config.mel).save_pretrained(folder)
+            word_tokenizer().save(str(folder / "tokenizer.json"))
+            made[name] = theirs, load_clap(folder), folder
         return made[name]
 
     return make

@@ -8,6 +8,7 @@ import pytest
 from musae_jax.features.activity import Activity
 from musae_jax.features.families import cofiring, families
 from musae_jax.features.firing import Firing
+from musae_jax.labels.auroc import auroc
 from musae_jax.labels.hearing import Hearing
 from musae_jax.labels.scores import Concept, shuffles
 from musae_jax.validation.agreement import agreement
@@ -16,7 +17,7 @@ from musae_jax.validation.ducking import duck, ducked_difference, ducked_sounds
 from musae_jax.validation.filters import sweep_filters
 from musae_jax.validation.intruder import intruder_scores
 from musae_jax.validation.known_truth import Named, chance, judged_concepts, lift, name_table
-from musae_jax.validation.spans import span_test
+from musae_jax.validation.spans import span_tests
 
 CLIPS, PARTS = 200, 20
 CONCEPTS = (
@@ -42,7 +43,7 @@ def music():
         fires = np.concatenate([fires, rng.random((CLIPS, 20)) < 0.15], 1)  # noise
         parts = fires[:, None] & (rng.random((CLIPS, PARTS, 23)) < 0.5)
         parts[:, :, SNARE] = snare & fires[:, None, SNARE]
-        halves[half] = (ids, true, snare, Firing(ids, tuple(range(100, 123)), fires, parts))
+        halves[half] = (ids, true, snare, Firing(ids, tuple(range(100, 123)), fires, np.packbits(parts, 1), PARTS))
     ids = halves["label"][0] + halves["score"][0]
     true, snare = (np.concatenate([halves[h][n] for h in halves]) for n in (1, 2))
 
@@ -145,15 +146,25 @@ def test_judged_concepts_occur_and_are_absent():
 def test_spans_are_told_from_shifted_ones():
     rng = np.random.default_rng(0)
     heard, fires = rng.normal(size=(50, 30)), rng.random((50, 30)) < 0.2
-    told = span_test(heard + 2 * fires, fires)
-    assert told.auroc > 0.85 and told.p == pytest.approx(1 / 200) and told.null_p95 < 0.6
-    p = [span_test(rng.normal(size=(20, 30)), rng.random((20, 30)) < 0.2, 99, n).p for n in range(60)]
+    [told] = span_tests(heard + 2 * fires, fires[..., None])
+    assert told.auroc > 0.85 and told.p == pytest.approx(1 / 1000) and told.null_p95 < 0.6
+    p = [span_tests(rng.normal(size=(20, 30)), rng.random((20, 30, 1)) < 0.2, 99, n)[0].p for n in range(60)]
     assert 0.35 < np.mean(p) < 0.65
     lasting = np.repeat(rng.normal(size=(50, 1)), 30, 1)  # a quality of the whole clip
-    assert span_test(lasting, fires).auroc == pytest.approx(0.5) and span_test(lasting, fires).p > 0.5
-    assert span_test(heard, np.ones_like(fires)) is None
-    one = span_test(np.asarray([[1.0, 2, 2, 0]]), np.asarray([[False, True, False, False]]), 9)
-    assert one.auroc == pytest.approx(2.5 / 3)  # above two, tied with one
+    [lasts] = span_tests(lasting, fires[..., None])
+    assert lasts.auroc == pytest.approx(0.5) and lasts.p > 0.5
+    never, one = span_tests(np.asarray([[1.0, 2, 2, 0]]), np.asarray([[[1, 0], [1, 1], [1, 0], [1, 0]]], bool), 9)
+    assert never is None and one.auroc == pytest.approx(2.5 / 3)  # above two, tied with one
+
+
+def test_spans_are_judged_clip_by_clip_as_by_hand():
+    rng = np.random.default_rng(1)
+    heard, fires = rng.integers(0, 4, (12, 15)).astype(float), rng.random((12, 15, 2)) < 0.2
+    fires[0], fires[1] = False, True
+    for found, one in zip(span_tests(heard, fires, 9), np.moveaxis(fires, 2, 0)):
+        both = [n for n in range(12) if one[n].any() and not one[n].all()]
+        scores = [auroc(heard[n][:, None], one[n][:, None])[0, 0] for n in both]
+        assert found.clips == len(both) and found.auroc == pytest.approx(np.mean(scores), abs=1e-6)
 
 
 def test_the_rest_is_ducked_by_20_decibels():
@@ -188,10 +199,26 @@ def test_the_intruder_is_found_among_what_is_alike():
     fires[:4, 1] = True  # too few
     for feature in range(2, 60):
         fires[rng.permutation(120)[:20], feature] = True
-    found = intruder_scores(embedding, fires)
-    assert found["score"][0] > 0.9 and found["p"][0] < 0.01 and np.isnan(found["score"][1])
+    found = intruder_scores(embedding, fires, list(map(str, range(120))))
+    assert found["score"][0] > 0.9 and found["p"][0] == pytest.approx(1 / 1000) and np.isnan(found["score"][1])
     assert np.nanmean(found["score"][2:]) == pytest.approx(found["null_mean"][2], abs=0.05)
     assert 0.35 < np.nanmean(found["p"][2:]) < 0.7 and (found["q"][2:] <= 0.05).sum() <= 2
+
+
+def test_clips_of_one_track_sound_alike_and_are_exchanged_together():
+    """20 tracks of 6 clips; features that fire in all clips of 4 tracks drawn at random are about nothing."""
+    rng = np.random.default_rng(0)
+    tracks = np.repeat(np.arange(20), 6)
+    embedding = rng.normal(size=(20, 16))[tracks] + 0.1 * rng.normal(size=(120, 16))
+    fires = np.stack([np.isin(tracks, rng.permutation(20)[:4]) for _ in range(40)], 1)
+    of_clips, of_tracks = (
+        intruder_scores(embedding, fires, list(map(str, names)), draws=199) for names in (range(120), tracks)
+    )
+    assert np.mean(of_clips["p"] <= 0.05) > 0.3  # clips drawn singly make almost everything coherent
+    assert np.mean(of_tracks["p"] <= 0.05) <= 0.15 and 0.35 < of_tracks["p"].mean() < 0.7
+    uneven = np.repeat(np.arange(12), [3, 17] * 6)
+    found = intruder_scores(embedding, fires, list(map(str, uneven)), draws=99)
+    assert np.isfinite(found["p"]).all() and found["p"].min() >= 0.01
 
 
 def test_families_fire_together():

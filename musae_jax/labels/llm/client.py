@@ -22,13 +22,15 @@ from musae_jax.labels.llm.transport import Declined, Transport, Unanswered, chec
 MODES = ("json_schema", "json_object", "prompt")
 REPAIR = "That cannot be used: {error}. Reply again, with the corrected JSON object only."
 SILENCES = 3  # requests in a row that stay unanswered before a run is given up
+DECLINES = 5  # questions that a server has declined before it took any, after which it is thought to take none
 _WIRES = {"openai": openai_wire, "gemini": gemini_wire}
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a question: the object that fits the schema, or `failure` "refused", "unparseable" (after one turn
-    to mend it) or "unanswered" (which alone is not kept); `raw` is the last reply as it came."""
+    """What came of a question: the object that fits the schema, or `failure`: "refused" by the model, "unparseable"
+    (after one turn to mend it), "declined" by the server (400, 422) or "unanswered"; the last two are not kept. `raw`
+    is the last reply as it came."""
 
     object: dict[str, Any] | None
     usage: Usage
@@ -54,6 +56,8 @@ class LLMClient:
       key: by default that in the environment. It is neither saved nor shown.
       retry_failures: ask again, once, what was refused or unparseable in an earlier run.
       clock, sleep: for tests.
+
+    `usage` is what all questions together have used so far.
 
     Raises:
       MusaeError: no model, no key where one is needed, a base_url that is none, a limit that lets nothing through.
@@ -91,6 +95,8 @@ class LLMClient:
         self._retried: set[str] = set()
         self._mode = 0  # of MODES: the best that the server is known to take
         self._heard, self._silences = False, 0
+        self._taken, self._declines = False, 0  # now, or in an earlier run
+        self.usage = Usage()
 
     def complete(self, system: str, parts: Sequence[Part], schema: Schema) -> Reply:
         """As `AudioLLM` has it. The same question, asked by several threads at once, is paid once."""
@@ -104,14 +110,24 @@ class LLMClient:
                 reply = self._converse(system, turns, schema, fresh=True)
             return reply
 
+    def check(self) -> None:
+        """Raises a `MusaeError` where every question so far was declined: none of them is to blame."""
+        if self._declines and not self._taken:
+            raise MusaeError(
+                f"{self._transport.host} takes no request ({self._reason}); check model, temperature, seed and "
+                "max_clips, or choose another presentation"
+            )
+
     def _converse(self, system: str, turns: list[Turn], schema: Schema, fresh: bool) -> Reply:
         usage, raw = Usage(), None
         for _ in range(2):
             try:
                 raw, answer, used = self._ask(system, turns, schema, fresh)
-            except Unanswered:
-                return Reply(None, usage, raw, "unanswered")
+            except (Unanswered, Declined) as error:
+                return Reply(None, usage, raw, "unanswered" if isinstance(error, Unanswered) else "declined")
             usage += used
+            with self._lock:
+                self.usage += used
             if answer.refusal:
                 return Reply(None, usage, raw, "refused")
             found, error = read_object(answer.text, schema)
@@ -125,6 +141,7 @@ class LLMClient:
         """The reply to a conversation, from disk or paid and kept."""
         asked = self._question(system, turns, schema)
         if not fresh and (raw := self._cache.get(asked)) is not None:
+            self._taken = True
             return raw, self._wire.read(raw), Usage(cached=1)
         seconds = sum(part.seconds for turn in turns for part in turn.parts if isinstance(part, Audio))
         raw, answer = self._climb_down(system, turns, schema, seconds)
@@ -148,12 +165,17 @@ class LLMClient:
                 raise
             with self._lock:
                 self._mode = max(self._mode, mode)
-                self._heard, self._silences = True, 0
+                self._heard, self._silences, self._taken = True, 0, True
             return raw, answer
-        raise MusaeError(
-            f"{self._transport.host} does not take the request ({declined}); check model, temperature, seed and "
-            "max_clips, or choose another presentation"
-        )
+        self._count_decline(declined)
+        raise declined
+
+    def _count_decline(self, error: Declined) -> None:
+        """What one question is declined for may be its own fault; what the first few are is everyone's."""
+        with self._lock:
+            self._declines, self._reason = self._declines + 1, str(error)
+        if self._declines >= DECLINES:
+            self.check()
 
     def _count_silence(self, error: Unanswered) -> None:
         with self._lock:
@@ -162,7 +184,7 @@ class LLMClient:
         if lost:
             raise MusaeError(
                 f"{self._transport.host} did not answer in {self._config.attempts} attempts ({error}); check base_url "
-                "and the server, then run it again: what was paid is kept"
+                "and the server, then run it again"
             ) from None
 
     def _question(self, system: str, turns: list[Turn], schema: Schema) -> dict[str, Any]:
@@ -189,7 +211,10 @@ class LLMClient:
 def _check(config: LLMConfig) -> None:
     if not config.model:
         raise MusaeError("no model is named; give the audio LLM's name in model")
-    for name in ("concurrency", "attempts", "max_clips", "timeout", "requests_per_minute", "audio_seconds_per_minute"):
+    for name in (
+        "concurrency", "attempts", "max_clips", "max_features", "timeout", "requests_per_minute",
+        "audio_seconds_per_minute",
+    ):  # fmt: skip
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise MusaeError(f"{name} is {value}, but must be above 0")

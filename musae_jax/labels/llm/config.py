@@ -20,6 +20,9 @@ class LLMConfig:
     itself, then a name from the captions, which every model can do. auto: captions with a base_url, many without."""
     max_clips: int = 10
     """Clips heard for each feature."""
+    max_features: int | None = 100
+    """Features of each layer that are asked about, those first whose clips are strongest; None (null in YAML): all that
+    are kept. It bounds what is paid."""
     concurrency: int = 8
     """Requests in flight at a time."""
     requests_per_minute: int | None = None

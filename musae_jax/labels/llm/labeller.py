@@ -1,14 +1,13 @@
 """Names for features by an audio LLM, and whether it hears a name in clips that it was not named from."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from musae_jax.labels.llm.client import AudioLLM, Reply
 from musae_jax.labels.llm.config import LLMConfig
-from musae_jax.labels.llm.messages import Usage
 from musae_jax.labels.llm.presentation import (
     Clip,
     Question,
@@ -33,7 +32,6 @@ class Answers:
 
     rows: list[dict[str, Any]]
     failures: dict[str, int]
-    usage: Usage
 
 
 def label_features(
@@ -48,68 +46,62 @@ def label_features(
     `features` may be a generator: no more of them are in memory than can be asked at a time. A row holds "feature",
     "name" (None where the model hears nothing in common, and where it did not answer), "confidence" in 0…1 as the
     model puts it, and "evidence": its description and concepts, the clips, their captions, the model, the presentation
-    and the prompt's version; and "failure" where there is one: "refused", "unparseable", "unanswered" or "no clips".
-    The rows are the same whatever the concurrency. `total` is for the progress alone.
+    and the prompt's version; and "failure" where there is one: "refused", "unparseable", "declined", "unanswered" or
+    "no clips". The rows are the same whatever the concurrency. `total` is for the progress alone.
 
     Raises:
       MusaeError: no further question would be answered (a key, an address, a server that is gone). What was paid is in
         the client's cache, so the same call goes on from there.
     """
-    rows, failures, usage = [], Counter(), Usage()
+    rows, failures = [], Counter()
     total = len(features) if total is None and isinstance(features, Sequence) else total
-    for row, lost, used in _in_order(lambda item: _label(llm, *item, config), features, config.concurrency):
+    for row, lost in _in_order(lambda item: _label(llm, *item, config), features, config.concurrency):
         rows.append(row)
         failures.update(lost)
-        usage += used
         if progress:
             progress(len(rows), max(total or 0, len(rows)), "features")
-    return Answers(rows, dict(sorted(failures.items())), usage)
+    return Answers(rows, dict(sorted(failures.items())))
 
 
 def detect(
     llm: AudioLLM,
-    names: Mapping[int, str],
-    clips: Iterable[tuple[int, Clip]],
+    asked: Iterable[tuple[str, Clip]],
     config: LLMConfig,
     total: int | None = None,
     progress: Progress | None = None,
 ) -> Answers:
-    """Asks of each (feature, clip) whether the feature's name is heard in the clip, which it must not be named from.
+    """Asks of each (name, clip) whether the name is heard in the clip, from which it must not have been made.
 
-    A row holds "feature", "clip" and "probability": ½ where the model guesses, up to 1 where it is certain that the
-    name holds, down to 0 where it is certain that it does not; None, with a "failure", where it did not answer. Order,
-    memory and errors as in `label_features`. The same name and clip are paid once, for however many features.
+    A row holds "name", "clip" and "probability": ½ where the model guesses, up to 1 where it is certain that the name
+    holds, down to 0 where it is certain that it does not; None, with a "failure", where it did not answer. Order,
+    memory and errors as in `label_features`.
     """
-    rows, failures, usage = [], Counter(), Usage()
-    total = len(clips) if total is None and isinstance(clips, Sequence) else total
+    rows, failures = [], Counter()
+    total = len(asked) if total is None and isinstance(asked, Sequence) else total
 
-    def ask(item: tuple[int, Clip]) -> tuple[int, Clip, Reply]:
-        feature, clip = item
-        return feature, clip, llm.complete(*ask_detect(names[feature], clip))
+    def ask(item: tuple[str, Clip]) -> tuple[str, str, Reply]:
+        name, clip = item
+        return name, clip.id, llm.complete(*ask_detect(name, clip))
 
-    for feature, clip, reply in _in_order(ask, clips, config.concurrency):
-        row = {"feature": feature, "clip": clip.id, "probability": _probability(reply)}
+    for name, clip, reply in _in_order(ask, asked, config.concurrency):
+        row = {"name": name, "clip": clip, "probability": _probability(reply)}
         rows.append(row if not reply.failure else {**row, "failure": reply.failure})
         failures.update([reply.failure] if reply.failure else [])
-        usage += reply.usage
         if progress:
-            progress(len(rows), max(total or 0, len(rows)), "clips")
-    return Answers(rows, dict(sorted(failures.items())), usage)
+            progress(len(rows), max(total or 0, len(rows)), "clips judged")
+    return Answers(rows, dict(sorted(failures.items())))
 
 
-def _label(
-    llm: AudioLLM, feature: int, clips: Sequence[Clip], config: LLMConfig
-) -> tuple[dict[str, Any], list[str], Usage]:
-    """A feature's row, the failures in it and what it used."""
+def _label(llm: AudioLLM, feature: int, clips: Sequence[Clip], config: LLMConfig) -> tuple[dict[str, Any], list[str]]:
+    """A feature's row, and the failures in it."""
     clips, way = clips[: config.max_clips], presentation_of(config)
     evidence: dict[str, Any] = {"model": config.model, "presentation": way, "clips": [clip.id for clip in clips]}
-    usage, lost = Usage(), []
+    lost: list[str] = []
     question: Question | None = None
     failure = "no clips"
     if way == "captions":
         replies = [llm.complete(*ask_caption(clip)) for clip in clips]
         evidence["captions"] = [reply.object["caption"] if reply.object else None for reply in replies]
-        usage = sum((reply.usage for reply in replies), usage)
         lost = [reply.failure for reply in replies if reply.failure]
         failure = lost[0] if lost else failure
         heard = [caption for caption in evidence["captions"] if caption is not None]
@@ -122,18 +114,18 @@ def _label(
     answer: dict[str, Any] | None = None
     if question:
         reply = llm.complete(*question)
-        answer, failure, usage = reply.object, reply.failure, usage + reply.usage
+        answer, failure = reply.object, reply.failure
         evidence["prompt"] = question.schema["version"]
     row = {"feature": int(feature), "name": None, "confidence": 0.0, "evidence": evidence}
     if answer is None:
         evidence["failure"] = failure
-        return row, [*lost, failure], usage
+        return row, [*lost, failure]
     evidence["description"] = answer["description"].strip()
     evidence["concepts"] = [{"name": c["name"], "confidence": float(c["confidence"])} for c in answer["concepts"]]
     name = " ".join(answer["name"].split()).rstrip(".")
     if name.lower() not in NO_NAME:
         row |= {"name": name, "confidence": float(answer["confidence"])}
-    return row, lost, usage
+    return row, lost
 
 
 def _probability(reply: Reply) -> float | None:

@@ -58,6 +58,13 @@ class Usage:
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    def told(self) -> str:
+        """In words."""
+        return (
+            f"{self.requests} requests paid ({self.input_tokens} tokens in, {self.output_tokens} out, "
+            f"{self.audio_seconds:.0f} s of sound), {self.cached} answers from disk"
+        )
+
 
 @dataclass(frozen=True)
 class Answer:
