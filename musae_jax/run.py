@@ -47,7 +47,7 @@ from musae_jax.validation.splice import splice_folder
 
 Progress = Callable[[int, int, str], None]
 CONTROL = "random-weights"  # ends the name of everything made from the same architecture untrained
-FRESH = 1000  # added to a run's seed of composition: music on which nothing was chosen
+FRESH = 2000  # added to a run's seed of composition: music on which nothing was chosen
 
 
 @dataclasses.dataclass(frozen=True)

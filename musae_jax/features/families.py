@@ -21,7 +21,7 @@ def families(fires: np.ndarray, least: float = 0.6) -> np.ndarray:
     """
     if not fires.shape[1]:
         return np.zeros(0, int)
-    phi = cofiring(fires)
+    phi = cofiring(fires).round(5)  # equal ones are equal, whatever the order in which they were summed
     np.fill_diagonal(phi, -1)
     closest = phi.argmax(1)
     strength = phi[np.arange(len(phi)), closest]
