@@ -127,8 +127,8 @@ def measure_effects(
       MusaeError: there is nothing to steer.
     """
     c, out, others = one.config, Path(out), others or {}
-    if not targets or not c.clips:
-        raise MusaeError(f"steering needs features and clips, found {len(targets)} features and {c.clips} clips")
+    if not targets:
+        raise MusaeError("there is no feature to steer; name some first, with musae label")
     main = calibrate(one, targets, listeners, out, progress)
     table = Table(
         plan_rows(

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from musae_jax.batching import in_batches
+from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_path
 from musae_jax.models.decoder import TextStates
 from musae_jax.models.edits import Edits
@@ -43,11 +44,25 @@ class EffectsConfig:
     guidance_scale: float = 3.0
     top_k: int = 250
     temperature: float = 1.0
-    batch_size: int = 16  # rows generated together
+    batch_size: int = 32  # rows generated together
     measures: tuple[str, ...] = CONCEPT_MEASURES  # the first of these that knows a name judges it
     level: float = 0.01  # of corrected p-values
     resamples: int = 2000  # of the bootstrap
     seed: int = 0
+
+    def __post_init__(self):
+        given = (*self.strengths, *(() if self.strength is None else (self.strength,)))
+        if not given or not all(np.isfinite(a) and a for a in given):
+            found = ", ".join(f"{a:g}" for a in given) or "none"
+            raise MusaeError(f"the strengths to steer at are {found}; give finite ones, none of them 0")
+        if self.strength is None and max(given) < 0:
+            raise MusaeError("all strengths are below 0; name the --strength to compare arms at, or one above 0")
+        least = 0 if self.strength is not None else 1
+        if self.clips < 2 or self.calibration < least:
+            raise MusaeError(
+                f"steering was to make {self.clips} clips, and {self.calibration} to choose strengths on; make 2 at "
+                f"least, and {least}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,8 +43,8 @@ def judge_ear(judge: Judge, sampling_rate: int) -> Ear:
     )
 
     def hear(clip_ids: Sequence[str], load: Callable[[str], np.ndarray]) -> Hearing:
-        likely = judge_probabilities(judge, [load(clip) for clip in clip_ids], sampling_rate).astype(np.float64)
-        likely = likely.clip(1e-6, 1 - 1e-6)
+        likely = np.asarray(judge_probabilities(judge, [load(clip) for clip in clip_ids], sampling_rate))
+        likely = likely.astype(np.float64).clip(1e-6, 1 - 1e-6)
         nothing = np.zeros((len(clip_ids), PARTS, 0), np.float32)
         odds = np.log(likely / (1 - likely)).astype(np.float32)
         return Hearing("judge", tuple(clip_ids), concepts, odds, nothing)

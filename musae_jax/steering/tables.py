@@ -42,10 +42,8 @@ def paper_text(table: Mapping[str, Any]) -> str:
     lines = [f"{table['features']} features, “{table['prompt']}”, strength 1: nearer to their exemplars than unsteered"]
     for arm, name in (("sae", "SAE"), ("random", "random direction")):
         one = table[arm]
-        lines.append(
-            f"{name:<18}{_percent(one['first_clip']):>7} by one clip,{_percent(one['mean_of_clips']):>6} by the mean of "
-            f"{table['clips']}"
-        )
+        shares = f"{_percent(one['first_clip']):>7} by one clip,{_percent(one['mean_of_clips']):>6} by the mean"
+        lines.append(f"{name:<18}{shares} of {table['clips']}")
     if table["published"] is not None:
         lines.append(f"{'published':<18}{_percent(table['published']):>7} (arXiv 2505.18186, Table 2)")
     return "\n".join(lines)
