@@ -61,7 +61,7 @@ class Readings:
     @property
     def arms(self) -> list[str]:
         """All but the SAE's, "unsteered" first."""
-        return [arm for arm in dict.fromkeys(arm for arm, _ in self.drift | {PLAIN: None}) if arm != "sae"]
+        return [arm for arm in dict.fromkeys(arm for arm, _ in {PLAIN: None} | self.drift) if arm != "sae"]
 
 
 def summarise(
