@@ -71,6 +71,9 @@ def test_every_stage_leaves_its_files(whole):
         "validation/names.jsonl",
         "validation/features.jsonl",
         "validation/filters.jsonl",
+        "steering/effects.jsonl",
+        "steering/sounds.jsonl",
+        "steering/summary.json",
     ):
         assert name in made, name
     assert (whole / "report" / "index.html").exists()
@@ -83,6 +86,8 @@ def test_every_stage_leaves_its_files(whole):
     for source, found in summary["sources"].items():
         assert found["named"] == sum(row["source"] == source for row in rows) and found["scored_by"] != source
     assert {"precision", "recall"} <= set(summary["overall"]) and len(summary["families"]) > 5
+    steering = json.loads(made["steering/summary.json"])
+    assert steering["tested"] == 1 and {"unsteered", "random", "inactive", "other_layer"} <= set(steering["against"])
 
 
 def test_a_finished_run_is_left_alone_and_another_config_refused(whole, tiny_folder, capsys):
@@ -131,6 +136,31 @@ def test_an_audio_llm_names_and_another_source_judges(whole, tmp_path, monkeypat
     assert cli.main(["label", "--run", str(out), "--sources", "llm", "--tagger", "no/such place"]) == 0  # tagger unused
     assert cli.main(["label", "--run", str(out), "--sources", "tagger"]) == 2
     assert "there is no folder" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_steering_is_told_otherwise_by_its_verb(whole, tiny_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    few = ["--features", "2", "--clips", "2", "--seconds", "0.5", "--calibration", "1"]
+    flags = ["--strengths", "-1", "0.5", "1", "--prompt", "slow flute", "--arms", "diff_in_means", "probe", "pca"]
+    assert cli.main(["steer", "--run", str(out), *few, *flags]) == 0
+    told = capsys.readouterr().out
+    assert "of 2 features" in told and "principal component" in told and "inactive" not in told
+    summary = json.loads((out / "steering" / "summary.json").read_text())
+    assert set(summary["against"]) == {"unsteered", "random", "diff_in_means", "probe", "pca"}
+    assert all(row["prompts"] == ["slow flute"] for row in summary["features"])
+    assert json.loads((out / "run.json").read_text())["config"]["steer"]["strengths"] == [-1.0, 0.5, 1.0]
+    assert cli.main([*road(out, tiny_folder)[:5], *FLAGS[: FLAGS.index("--steer.features")]]) == 0  # and remembers
+    before = (out / "steering" / "summary.json").read_bytes()
+    capsys.readouterr()
+    assert cli.main(["steer", "--run", str(out), "--preset", "paper", *few]) == 0
+    told = capsys.readouterr().out
+    assert "Simple melody" in told and "random direction" in told and "published" not in told
+    table = json.loads((out / "steering" / "paper" / "table.json").read_text())
+    assert table["features"] == 2 and table["clips"] == 2 and 0 <= table["sae"]["first_clip"] <= 1
+    assert (out / "steering" / "summary.json").read_bytes() == before
+    assert cli.main(["steer", "--run", str(out), "--clips", "1"]) == 2
+    assert "make 2 at least" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("harvest", [{"live": True}, {"store": "memory://bucket/run"}])

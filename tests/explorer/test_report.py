@@ -203,4 +203,4 @@ def test_the_page_works_in_a_browser(run, tmp_path):
     assert out["sources"] == len(proof["sources"]) and out["fates"] == len(proof["concepts"])
     assert out["rights"] == 3 and out["families"] == len(proof["families"]) and out["filters"] == 8
     assert out["concepts"] == len(CONCEPTS) and out["truthFirst"] == min(c.name for c in CONCEPTS)
-    assert out["effects"] == 2 and out["against"] == 5 and out["run"] > 200 and out["switched"] and out["back"]
+    assert out["effects"] == 2 and out["against"] == 6 and out["run"] > 200 and out["switched"] and out["back"]

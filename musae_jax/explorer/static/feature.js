@@ -141,7 +141,7 @@ function exemplarBlock(f, shown) {
 }
 const ARMS = {
   unsteered: "Unsteered",
-  sae: "Steered",
+  sae: "SAE",
   random: "Random direction",
   inactive: "Inactive feature",
   other_layer: "Other layer",

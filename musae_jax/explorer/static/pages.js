@@ -211,49 +211,51 @@ function steeringPage() {
     make("h3", {}, "When the SAE wins, and when it does not"),
     sortable(
       [
-        { text: "Against", value: (r) => r.arm, cell: (r) => ARMS[r.arm] },
+        { text: "The SAE against", value: (r) => r.arm, cell: (r) => ARMS[r.arm] },
         { text: "Won", kind: "number", value: (r) => r.share_won, cell: (r) => percent(r.share_won, 0) },
         { text: "Lost", kind: "number", value: (r) => r.share_lost, cell: (r) => percent(r.share_lost, 0) },
         {
           text: "Gain over it",
           kind: "number",
           value: (r) => r.effect,
-          cell: (r) => [
-            make("b", {}, signed(r.effect, 2)),
-            make("span", { class: "quiet small" }, ` ${signed(r.ci[0], 2)} to ${signed(r.ci[1], 2)}`),
-          ],
+          cell: (r) =>
+            r.ci
+              ? [
+                  make("b", {}, signed(r.effect, 2)),
+                  make("span", { class: "quiet small" }, ` ${signed(r.ci[0], 2)} to ${signed(r.ci[1], 2)}`),
+                ]
+              : "–",
         },
         {
           text: "Its own gain",
           kind: "number",
           value: (r) => r.own.gain,
           cell: (r) => signed(r.own.gain, 2),
-          hint: `the SAE’s: ${signed(s.arms.sae.gain, 2)}`,
         },
         {
           text: "Prompt kept",
           kind: "number",
           value: (r) => r.own.adherence,
           cell: (r) => (r.own.adherence == null ? "–" : signed(r.own.adherence, 3)),
-          hint: `change of CLAP’s cosine of prompt and sound; the SAE’s: ${number(s.arms.sae.adherence, 3)}`,
+          hint: "change of CLAP’s cosine of prompt and sound",
         },
         {
           text: "KL, nats",
           kind: "number",
           value: (r) => mean(r.own.kl),
           cell: (r) => number(mean(r.own.kl)),
-          hint: `of predictions on the same codes; the SAE’s: ${number(mean(s.arms.sae.kl))}`,
+          hint: "of predictions on the same codes",
         },
         {
           text: "KAD",
           kind: "number",
           value: (r) => r.own.kernel,
           cell: (r) => number(r.own.kernel, 1),
-          hint: `distance from music by CLAP; the SAE’s: ${number(s.arms.sae.kernel, 1)}`,
+          hint: "distance of the sound from the corpus, by CLAP",
         },
         { text: "Broken", kind: "number", value: (r) => r.own.collapsed, cell: (r) => percent(r.own.collapsed, 0) },
       ],
-      Object.entries(s.against).map(([arm, row]) => ({ arm, ...row, own: s.arms[arm] })),
+      Object.keys(s.arms).map((arm) => ({ arm, ...s.against[arm], own: s.arms[arm] })),
       "against",
       3,
     ),
