@@ -49,7 +49,6 @@ def steer_stage(run: "Run", progress: Progress | None = None) -> None:
     """RUN/steering: confirmed names of the first layer steered, beside every control; without any, the best-named."""
     c, layer = run.config.steer, run.layers[0]
     rows = [row for row in read_json_lines(run.folder / "labels" / "labels.jsonl") if row["hook"] == hook_name(layer)]
-    rows = [row for row in rows if row["source"] != "truth"]  # that is told, not found
     confirmed = _confirmed(run, layer)
     chosen = [row for row in rows if (row["feature"], row["source"], row["name"]) in confirmed] or rows
     judge = load_judge(JUDGE) if run.config.audio is None else None  # it knows the composer's concepts only
@@ -117,13 +116,14 @@ def steer_like_the_paper(run: "Run", c: SteerConfig, progress: Progress | None =
 
 
 def _confirmed(run: "Run", layer: int) -> dict[tuple[int, str, str], tuple[str, ...]]:
-    """Who confirmed a name that passed, by feature, source and name."""
+    """Who confirmed a name that passed, by feature, source and name; what the composer's truth says is told, not found,
+    and left out."""
     path = run.folder / "validation" / "names.jsonl"
     rows = read_json_lines(path) if path.exists() else []
     return {
         (row["feature"], row["source"], row["name"]): (row["scorer"],)
         for row in rows
-        if row["passed"] and row["hook"] == hook_name(layer)
+        if row["passed"] and row["hook"] == hook_name(layer) and row["source"] != "truth"
     }
 
 
