@@ -16,7 +16,6 @@ from musae_jax.features.activity import Activity
 from musae_jax.features.exemplars import find_exemplars
 from musae_jax.features.statistics import load_statistics
 from musae_jax.files import read_json_lines, write_json, write_json_lines
-from musae_jax.labels.descriptors import CONCEPTS as DESCRIBED
 from musae_jax.labels.scores import Truth
 from musae_jax.labels.vocabulary import counterparts
 from musae_jax.models.clap import embed_text
@@ -32,8 +31,9 @@ from musae_jax.steering.arms import (
     inactive_direction,
     inactive_feature,
 )
-from musae_jax.steering.effects import Listeners, measure_effects
+from musae_jax.steering.effects import measure_effects
 from musae_jax.steering.experiment import EffectsConfig, Experiment, Progress
+from musae_jax.steering.listening import Listeners
 from musae_jax.steering.measures import Ear, judge_ear
 from musae_jax.steering.paper import PROMPT, paper_table
 from musae_jax.validation.judge import Judge, judge_rows, load_judge
@@ -152,9 +152,7 @@ def _prompts(prompt: str, captions: Iterable[str], name: str, count: int) -> tup
 def _listeners(run: "Run", activity: Activity, targets: Iterable[Target], judge: Judge | None) -> Listeners:
     """The run's ears; with CLAP also what it heard in the corpus, whose other half gives exemplars."""
     sources = [source for source in ("tagger", "clap") if ear(run, source)]
-    if {target.name for target in targets} & {one.name for one in DESCRIBED}:  # slow, so only where a name is theirs
-        sources.append("descriptors")
-    ears: dict[str, Ear] = {source: partial(listen, run, source) for source in sources}
+    ears: dict[str, Ear] = {source: partial(listen, run, source) for source in (*sources, "descriptors")}
     if judge is not None:
         ears = {"judge": judge_ear(judge, run.model.config.sampling_rate), **ears}
     if "clap" not in ears:

@@ -10,7 +10,7 @@ clips, in `calibration` clips whose seeds are not used again.
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +19,13 @@ import numpy as np
 from musae_jax.audio.io import write_audio
 from musae_jax.errors import MusaeError
 from musae_jax.files import write_json, write_json_lines
-from musae_jax.labels.hearing import Hearing
 from musae_jax.steering.arms import Row, Target, pair_number, plan_rows
-from musae_jax.steering.experiment import Experiment, Progress, drift_of, make_codes, sound_of
-from musae_jax.steering.measures import Ear, collapses, concept_measures, near, remeasure
+from musae_jax.steering.experiment import EffectsConfig, Experiment, Progress, drift_of, make_codes, sound_of
+from musae_jax.steering.listening import Heard, Listeners, hear_concept, hear_target
+from musae_jax.steering.measures import collapses
 from musae_jax.steering.summary import Readings, summarise
 
 Dose = tuple[str, float]  # arm, strength
-
-
-@dataclasses.dataclass(frozen=True)
-class Listeners:
-    """Who hears the clips.
-
-    Attributes:
-      ears: by source, `measures.CONCEPT_MEASURES` in that order.
-      say: CLAP's embeddings of texts [N, E], for the adherence to prompts; None without CLAP.
-      exemplars: CLAP's mean embedding [E] of each feature's strongest clips.
-      corpus: CLAP's embeddings of music [M, E], from which Fréchet and kernel distances are taken.
-    """
-
-    ears: Mapping[str, Ear]
-    say: Callable[[list[str]], np.ndarray] | None = None
-    exemplars: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
-    corpus: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +47,12 @@ class Table:
                 places[order[row.prompt, row.seed]] = place
         return found
 
+    def of(self, target: Target) -> tuple[np.ndarray, dict[Dose, np.ndarray]]:
+        """The places of all its rows, ascending, and where in them each dose is."""
+        doses = self.doses(target)
+        places = np.unique(np.concatenate(list(doses.values())))
+        return places, {dose: np.searchsorted(places, at) for dose, at in doses.items()}
+
 
 def calibrate(
     one: Experiment, targets: Sequence[Target], listeners: Listeners, out: Path, progress: Progress | None = None
@@ -77,20 +66,16 @@ def calibrate(
     chosen = dict.fromkeys((t.feature for t in targets), strengths[len(strengths) // 2])
     rows = plan_rows(targets, arms, strengths, chosen, c.calibration)
     codes = make_codes(one, rows, out, progress)
-    audio = sound_of(one, codes)
     table = Table(rows, targets, c.calibration, 0)
-    broken = np.any(list(collapses(audio, codes).values()), axis=0)
-    heard: dict[str, Hearing] = {}
-    left = list(targets)
-    for source, ear in listeners.ears.items():  # the most independent first, until all names are known
-        heard[source] = _hear(ear, audio)
-        for target in left:
-            told = concept_measures(target.name, heard, listeners.exemplars.get(target.feature))
-            if told:
-                chosen[target.feature] = _strongest(next(iter(told.values())), broken, table.doses(target))
-        left = [t for t in left if not concept_measures(t.name, heard, listeners.exemplars.get(t.feature))]
-        if not left:
-            break
+    for number, target in enumerate(targets, start=1):
+        places, doses = table.of(target)
+        audio = sound_of(one, codes[places])
+        values, _ = hear_concept(target, listeners, audio, first=True)
+        if values:
+            broken = np.any(list(collapses(audio, codes[places]).values()), axis=0)
+            chosen[target.feature] = _strongest(next(iter(values.values())), broken, doses)
+        if progress:
+            progress(number, len(targets), "features calibrated")
     return chosen
 
 
@@ -103,10 +88,6 @@ def _strongest(values: np.ndarray, broken: np.ndarray, doses: Mapping[Dose, np.n
             beside = max(values[doses[dose]].mean() for dose in (("random", strength), ("unsteered", 0.0)))
             gains[strength] = (broken[places].mean() <= 0.5, values[places].mean() - beside)
     return max(sorted(gains), key=gains.__getitem__)
-
-
-def _hear(ear: Ear, audio: np.ndarray) -> Hearing:
-    return ear([str(n) for n in range(len(audio))], lambda clip: audio[int(clip)])
 
 
 def measure_effects(
@@ -130,61 +111,32 @@ def measure_effects(
     if not targets:
         raise MusaeError("there is no feature to steer; name some first, with musae label")
     main = calibrate(one, targets, listeners, out, progress)
-    table = Table(
-        plan_rows(
-            targets, {t.feature: one.arms(t.feature) for t in targets}, c.strengths, main, c.clips, c.calibration
-        ),
-        targets,
-        c.clips,
-        c.calibration,
-    )
-    rows = table.rows
+    arms = {target.feature: one.arms(target.feature) for target in targets}
+    rows = plan_rows(targets, arms, c.strengths, main, c.clips, c.calibration)
+    table = Table(rows, targets, c.clips, c.calibration)
     codes = make_codes(one, rows, out, progress)
-    audio = sound_of(one, codes)
-    heard = {source: _hear(ear, audio) for source, ear in listeners.ears.items()}
-    features = sorted({*others, *(t.feature for t in targets)})
-    active = remeasure(one.mg, one.sae, audio, features, min(c.batch_size, len(rows)))
-    active = active / np.maximum(one.maximum[features], 1e-12)  # [R, F']
-    adherence = _adherence(rows, heard, listeners)
-    broken = collapses(audio, codes)
-    doses = {t.feature: table.doses(t) for t in targets}
-    drift = _drift(one, rows, codes, doses)
-    embedding = heard["clap"].embedding if "clap" in heard else None
-
-    readings, records, sounds, files = [], [], [], {}
-    for target in targets:
-        mine, strength = doses[target.feature], main[target.feature]
-        values = concept_measures(target.name, heard, listeners.exemplars.get(target.feature))
-        values["activation"] = active[:, features.index(target.feature)]
-        if adherence is not None:
-            values["adherence"] = adherence
+    drift = _drift(one, table, codes)
+    features = sorted({*others, *main})
+    readings, records, sounds = [], [], []
+    for number, target in enumerate(targets, start=1):
+        places, doses = table.of(target)
+        mine = [rows[place] for place in places]
+        heard = hear_target(one, target, listeners, mine, codes[places], features)
+        values = {**heard.values, "kl": drift[places].mean(1)}
         others_at = [features.index(f) for f, named in others.items() if f != target.feature and named != target.name]
-        readings.append(
-            Readings(
-                target,
-                strength,
-                values={measure: {dose: of[at] for dose, at in mine.items()} for measure, of in values.items()},
-                drift={dose: drift[at[: c.drift_clips]] for dose, at in mine.items() if dose[0] != "unsteered"},
-                others={dose: active[at][:, others_at] for dose, at in mine.items() if dose[1] in (0.0, strength)},
-                broken={kind: {dose: marks[at] for dose, at in mine.items()} for kind, marks in broken.items()},
-                embedding={} if embedding is None else {dose: embedding[at] for dose, at in mine.items()},
-                measures=c.measures,
-            )
-        )
+        readings.append(_reading(target, main[target.feature], heard, doses, drift[places], others_at, c))
         about = {"hook": one.sae.config.hook, "sae": name, "feature": target.feature, "name": target.name}
-        for (arm, dose), places in mine.items():
-            for number, place in enumerate(places):
-                row = rows[place]
-                where = {**about, "arm": arm, "strength": dose, "prompt": row.prompt, "seed": row.seed}
-                told = {measure: round(float(of[place]), 5) for measure, of in values.items() if np.isfinite(of[place])}
-                told |= {"kl": round(float(drift[place].mean()), 5)} if np.isfinite(drift[place, 0]) else {}
+        for (arm, strength), at in doses.items():
+            for order, n in enumerate(at):
+                where = {**about, "arm": arm, "strength": strength, "prompt": mine[n].prompt, "seed": mine[n].seed}
+                told = {measure: round(float(of[n]), 5) for measure, of in values.items() if np.isfinite(of[n])}
                 records += [{**where, "measure": measure, "value": value} for measure, value in told.items()]
-                if number < c.sounds and (arm == "sae" or dose in (0.0, strength)):
-                    file = _file(row)
-                    files[file] = place
-                    sounds.append({**where, "text": row.text, "sound": file, **told})
-    for file, place in files.items():
-        write_audio(out / file, audio[place], one.mg.config.sampling_rate)
+                if order < c.sounds and (arm == "sae" or strength in (0.0, main[target.feature])):
+                    file = _file(mine[n])
+                    sounds.append({**where, "text": mine[n].text, "sound": file, **told})
+                    write_audio(out / file, heard.audio[n], one.mg.config.sampling_rate)
+        if progress:
+            progress(number, len(targets), "features heard")
     write_json_lines(out / "effects.jsonl", records)
     write_json_lines(out / "sounds.jsonl", sounds)
     summary = summarise(readings, listeners.corpus, c.level, c.resamples, c.seed)
@@ -196,33 +148,43 @@ def measure_effects(
     return summary
 
 
+def _reading(
+    target: Target,
+    main: float,
+    heard: Heard,
+    doses: Mapping[Dose, np.ndarray],
+    drift: np.ndarray,
+    others_at: Sequence[int],
+    config: EffectsConfig,
+) -> Readings:
+    """What was heard, dose by dose; `drift` [n, K] is of the target's rows."""
+    return Readings(
+        target,
+        main,
+        values={measure: {dose: of[at] for dose, at in doses.items()} for measure, of in heard.values.items()},
+        drift={dose: drift[at[: config.drift_clips]] for dose, at in doses.items() if dose[0] != "unsteered"},
+        others={dose: heard.active[at][:, others_at] for dose, at in doses.items() if dose[1] in (0.0, main)},
+        broken={kind: {dose: marks[at] for dose, at in doses.items()} for kind, marks in heard.broken.items()},
+        embedding={} if heard.embedding is None else {dose: heard.embedding[at] for dose, at in doses.items()},
+        measures=config.measures,
+    )
+
+
 def _file(row: Row) -> str:
     who = "unsteered" if row.feature is None else f"f{row.feature}-{row.arm}-{row.strength:g}"
     return f"sounds/{who}-{pair_number(row.prompt, row.seed):08x}.ogg"
 
 
-def _drift(
-    one: Experiment, rows: Sequence[Row], codes: np.ndarray, doses: Mapping[int, Mapping[Dose, np.ndarray]]
-) -> np.ndarray:
+def _drift(one: Experiment, table: Table, codes: np.ndarray) -> np.ndarray:
     """KL of the first pairs of each dose in their rows, NaN in all others: [R, K]."""
     asked: dict[int, int] = {}  # row -> its unsteered row
-    for mine in doses.values():
-        for (arm, _), places in mine.items():
+    for target in table.targets:
+        doses = table.doses(target)
+        for (arm, _), places in doses.items():
             if arm != "unsteered":
-                plain = mine["unsteered", 0.0]
+                plain = doses["unsteered", 0.0]
                 asked |= {int(at): int(of) for at, of in zip(places[: one.config.drift_clips], plain)}
-    drift = np.full((len(rows), codes.shape[1]), np.nan)
+    drift = np.full((len(table.rows), codes.shape[1]), np.nan)
     if asked:
-        drift[list(asked)] = drift_of(one, rows, codes, list(asked.values()), list(asked))
+        drift[list(asked)] = drift_of(one, table.rows, codes, list(asked.values()), list(asked))
     return drift
-
-
-def _adherence(rows: Sequence[Row], heard: Mapping[str, Hearing], listeners: Listeners) -> np.ndarray | None:
-    """Cosine of each clip and its prompt (without the words that an arm adds), NaN without one: [R]; None without
-    CLAP or prompts."""
-    texts = sorted({row.prompt for row in rows} - {""})
-    if not texts or listeners.say is None or "clap" not in heard:
-        return None
-    said = dict(zip(texts, listeners.say(texts)))
-    nothing = np.full(heard["clap"].embedding.shape[1], np.nan)
-    return near(heard["clap"].embedding, np.stack([said.get(row.prompt, nothing) for row in rows]))
