@@ -231,15 +231,11 @@ def _arm(
             kernel.append(kernel_distance(one.embedding[one.dose(arm)], corpus))
         if arm != "unsteered":
             kl.append(one.drift[one.dose(arm)].mean(0))
-    gains = [row["means"][arm] - row["means"]["unsteered"] for row in rows if arm in row["means"]]
-    gains = [
-        gain
-        / max(float(one.values[one.measure][PLAIN].std(ddof=1)) if len(one.values[one.measure][PLAIN]) > 1 else 0, 1e-9)
-        for gain, one in zip(gains, having)
-    ]
+    own = [row["against"]["unsteered"]["mean"] for row in rows if arm == "sae" or arm in row["against"]]
+    behind = [row["against"][arm]["mean"] for row in rows if arm in row["against"]] or [0.0] * len(own)
     return {
         "features": len(having),
-        "gain": _mean(gains),
+        "gain": _mean([gain - less for gain, less in zip(own, behind)]),
         "at_fixed_adherence": _mean(
             [row["at_fixed_adherence"][arm]["gain"] for row in rows if arm in row["at_fixed_adherence"]]
         ),
