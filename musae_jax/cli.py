@@ -14,7 +14,7 @@ import tyro
 
 from musae_jax.bench.verbs import BENCHES
 from musae_jax.compilation import keep_compiled
-from musae_jax.config import ComposeConfig, GenerateConfig, RunConfig, read_yaml
+from musae_jax.config import ComposeConfig, GenerateConfig, RunConfig, SteerConfig, read_yaml
 from musae_jax.errors import MusaeError
 from musae_jax.labels.llm.config import LLMConfig
 from musae_jax.verb import Verb, console
@@ -111,6 +111,30 @@ class ValidateFlags:
     disk. Without this flag its judgements are left out again."""
     llm: LLMConfig = field(default_factory=LLMConfig)
     """The audio LLM, as `musae label` has it; remembered."""
+
+
+@dataclass(frozen=True)
+class SteerFlags:
+    """Steers features of a run that `musae run` has begun, and measures it against every control. What is given here
+    replaces what the run was begun with, and is remembered.
+
+    musae steer --run runs/pocket
+
+    musae steer --run runs/pocket --features 8 --strengths -1 0.5 1 2 --prompt "slow piano"
+
+    musae steer --run runs/pocket --preset paper --features 100
+    """
+
+    run: Path
+    """The run folder."""
+    steer: tyro.conf.OmitArgPrefixes[SteerConfig] = field(
+        default_factory=lambda: SteerConfig(
+            features=20, strengths=(-1.0, 0.25, 0.5, 1.0, 2.0), clips=16, calibration=8, seconds=4.0, captions=3
+        )
+    )
+    preset: Literal["controls", "paper"] = "controls"
+    """paper: the protocol of arXiv 2505.18186, Table 2: features that the filter keeps, the prompt "Simple melody",
+    strength 1, towards their exemplars by CLAP, or not; of the other flags only features, clips and seconds count."""
 
 
 @dataclass(frozen=True)
@@ -305,6 +329,23 @@ def validate_verb(flags: ValidateFlags) -> str:
     return "\n".join(filter(None, (f"validate of {flags.run}: {seconds:.1f} s", told(run, "validate"))))
 
 
+def steer_verb(flags: SteerFlags) -> str:
+    from musae_jax.progress import progress_bar
+    from musae_jax.run import open_run, reconfigure, run_stage
+    from musae_jax.steered import steer_like_the_paper
+    from musae_jax.steering.tables import effects_text, paper_text
+
+    run = open_run(flags.run)
+    if flags.preset == "paper":
+        with progress_bar("steer", console) as progress:
+            return paper_text(steer_like_the_paper(run, flags.steer, progress))
+    if flags.steer != run.config.steer:
+        run = reconfigure(run, steer=flags.steer)
+    with progress_bar("steer", console) as progress:
+        seconds = run_stage(run, "steer", progress)
+    return f"{effects_text(flags.run)}\nsteer of {flags.run}: {seconds:.1f} s"
+
+
 def compose_verb(flags: ComposeFlags) -> str:
     from musae_jax.compose.dataset import write_dataset
     from musae_jax.progress import progress_bar
@@ -420,7 +461,7 @@ VERBS = {
     "features": Verb(StageFlags, stage_verb("features"), "statistics and exemplars"),
     "label": Verb(LabelFlags, label_verb, "names for features"),
     "validate": Verb(ValidateFlags, validate_verb, "evidence for the names, by other sources than gave them"),
-    "steer": Verb(StageFlags, stage_verb("steer"), "steer the best-named features, measured against controls"),
+    "steer": Verb(SteerFlags, steer_verb, "steer the best-named features, measured against every control"),
     "export": Verb(ExportFlags, export_verb, "the report as a static folder, or the run for Neuronpedia"),
     "generate": Verb(GenerateConfig, generate_verb, "prompt to sound"),
     "push": Verb(PushFlags, push_verb, "SAEs to the Hugging Face hub, with a card"),

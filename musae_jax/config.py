@@ -178,18 +178,32 @@ class ValidateConfig:
 
 @dataclass(frozen=True)
 class SteerConfig:
-    """Steered against unsteered sound for the best-named features."""
+    """The best-named features steered, beside every control."""
 
     features: int = 3
     """How many features to steer."""
-    strength: float = 1.0
-    """In units of each feature's own largest activation."""
-    seconds: float = 6.0
-    """Length of the generated clips."""
+    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """What the SAE's and the random direction are made at, in units of each feature's own largest activation; below 0
+    the feature is taken away."""
+    strength: float | None = None
+    """The strength at which all arms are compared; by default each feature's own, that one of strengths which does most
+    on clips apart."""
     clips: int = 8
-    """Generated clips per feature and condition, each with its own seed."""
+    """Generated clips per feature, arm and strength: prompts in turn, each time with another seed."""
+    calibration: int = 4
+    """Clips apart per feature and strength, on which its own is chosen."""
+    seconds: float = 3.0
+    """Length of the generated clips."""
     prompt: str = ""
-    """Text for the generated clips; empty: unconditional."""
+    """Text for the generated clips; empty: none, and captions."""
+    captions: int = 1
+    """How many of the composer's captions, which do not ask for the concept, are prompts in turn with none."""
+    arms: tuple[Literal["sae", "random", "inactive", "other_layer", "diff_in_means", "probe", "pca", "prompt"], ...] = (
+        *("sae", "random", "inactive", "other_layer", "diff_in_means", "probe", "prompt"),
+    )
+    """What is put beside the unsteered clips; sae and random always are."""
+    branches: Literal["conditional", "both"] = "conditional"
+    """In which branches of guidance: conditional, so that guidance pulls towards the steered music, or both."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def ear(run: "Run", source: str) -> str:
 
 def hear(run: "Run", sources: Sequence[str] = EARS, progress: Progress | None = None) -> dict[str, Hearing]:
     """What those of `sources` that have an ear hear in the clips of a run; heard once, and kept in RUN/labels."""
-    store, rate = run.store(run.layers[0]), run.model.config.sampling_rate
+    store = run.store(run.layers[0])
     clips, heard = store.clip_ids, {}
     for source in (one for one in EARS if one in sources):
         name = ear(run, source)
@@ -77,19 +77,39 @@ def hear(run: "Run", sources: Sequence[str] = EARS, progress: Progress | None = 
         known = _kept(path)
         about = f"{name} {_weights_sha256(source, name)} on {store.content_sha256[:16]}"
         if known is None or (known.clip_ids, known.ear) != (tuple(clips), about):
-            if source == "descriptors":
-                known = hear_descriptors(clips, run.audio, rate, progress)
-            elif source == "tagger":
-                known = _tags(name, clips, run.audio, rate, progress)
-            else:
-                words = POCKET if name == "pocket" else MUSIC
-                known = hear_words(load_clap(_folders(source, name)[0]), words, clips, run.audio, rate, progress)
-            known = replace(known, ear=about)
+            known = replace(listen(run, source, clips, run.audio, progress), ear=about)
             save_hearing(path, known)
-        # the pocket's CLAP knows its own words only
-        any_text = source == "clap" and name != "pocket"
-        heard[source] = with_any_text(known, load_clap(_folders(source, name)[0])) if any_text else known
+        heard[source] = _with_words(run, known)
     return heard
+
+
+def listen(
+    run: "Run",
+    source: str,
+    clips: Sequence[str],
+    load: Callable[[str], np.ndarray],
+    progress: Progress | None = None,
+) -> Hearing:
+    """What one of the run's ears hears in sounds of any kind, at the model's rate: `load(id)` gives audio [S]."""
+    rate = run.model.config.sampling_rate
+    if source == "descriptors":
+        return hear_descriptors(clips, load, rate, progress)
+    if source == "tagger":
+        return _tags(ear(run, source), clips, load, rate, progress)
+    words = POCKET if ear(run, source) == "pocket" else MUSIC
+    return _with_words(run, hear_words(load_clap(place_of_clap(run)), words, clips, load, rate, progress))
+
+
+def place_of_clap(run: "Run") -> Path:
+    """The folder or hub id of the run's CLAP."""
+    return _folders("clap", ear(run, "clap"))[0]
+
+
+def _with_words(run: "Run", hearing: Hearing) -> Hearing:
+    """CLAP's hearing with the power to judge any name; the pocket's knows its own words only."""
+    if hearing.source != "clap" or ear(run, "clap") == "pocket":
+        return hearing
+    return with_any_text(hearing, load_clap(place_of_clap(run)))
 
 
 def _folders(source: str, name: str) -> tuple[Path, ...]:
@@ -281,7 +301,7 @@ def _duck(run: "Run", activity: Activity, exam: Exam, rows: list[dict[str, Any]]
             curve = activity.curve(numbers[clip], row["feature"])
             sounds |= ducked_sounds(f"{row['feature']}/{clip}", run.audio(clip), rate, curve)
     if sounds:
-        heard = _tags(name, list(sounds), sounds.__getitem__, rate, progress)
+        heard = listen(run, "tagger", list(sounds), sounds.__getitem__, progress)
         for row in sure:
             row["ducked"] = ducked_difference(heard, f"{row['feature']}/", row["name"])
 

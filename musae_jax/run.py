@@ -21,12 +21,12 @@ from musae_jax.activations.source import Activations
 from musae_jax.activations.store import open_store
 from musae_jax.audio.clips import Clip, ClipSource, load_clip, load_truth, open_clips, split_tracks
 from musae_jax.compose.dataset import write_dataset
-from musae_jax.config import LabelConfig, RunConfig, from_record, to_record
+from musae_jax.config import LabelConfig, RunConfig, SteerConfig, from_record, to_record
 from musae_jax.errors import MusaeError
 from musae_jax.explorer.report import write_report
 from musae_jax.features.exemplars import find_exemplars, save_clips, save_exemplars
 from musae_jax.features.statistics import FilterConfig, feature_statistics, save_statistics
-from musae_jax.files import read_json, read_json_lines, write_json, write_json_lines
+from musae_jax.files import read_json, write_json
 from musae_jax.labels.scores import Truth
 from musae_jax.labels.truth import gather_truth
 from musae_jax.mesh import first_process, make_mesh
@@ -35,14 +35,12 @@ from musae_jax.models.layout import place_musicgen
 from musae_jax.models.musicgen import MusicGen, encode_audio, random_musicgen
 from musae_jax.names import activity_of, label_stage, validate_names
 from musae_jax.places import Place, inside, open_place
-from musae_jax.pocket import JUDGE
 from musae_jax.sae.curves import write_training_picture
-from musae_jax.sae.formats import load_sae, save_maximum
+from musae_jax.sae.formats import save_maximum
 from musae_jax.sae.mirror import mirror_logs
 from musae_jax.sae.recipes import recipe_name, train_recipe
 from musae_jax.sae.train import train_saes
-from musae_jax.steering.effects import EffectsConfig, choose_targets, measure_effects
-from musae_jax.validation.judge import judge_rows, load_judge
+from musae_jax.steered import steer_stage
 from musae_jax.validation.splice import splice_folder
 
 Progress = Callable[[int, int, str], None]
@@ -244,30 +242,6 @@ def validate_stage(run: Run, progress: Progress | None = None) -> None:
     validate_names(run, fresh_run(run, progress), progress)
 
 
-def steer_stage(run: Run, progress: Progress | None = None) -> None:
-    """The best-named features of the first layer, steered, against unsteered and random directions. Names that another
-    source has confirmed come alone, where there are any."""
-    c = run.config.steer
-    layer = run.layers[0]
-    rows = [row for row in read_json_lines(run.folder / "labels" / "labels.jsonl") if row["hook"] == hook_name(layer)]
-    claim = lambda row: tuple(row[key] for key in ("hook", "feature", "source"))  # noqa: E731
-    judged = run.folder / "validation" / "names.jsonl"
-    passed = {claim(row) for row in read_json_lines(judged) if row["passed"]} if judged.exists() else set()
-    described = [row for row in rows if row["source"] == "descriptors"]
-    rows = [row for row in rows if claim(row) in passed] or rows
-    judge = None
-    if run.config.audio is None:  # the composer's concepts, which the bundled judge was fitted to hear
-        judge = load_judge(JUDGE)
-        write_json_lines(run.folder / "validation" / "judge.jsonl", judge_rows(judge))
-    targets = choose_targets(rows, judge.names if judge else (), c.features, described=described)
-    if not targets:
-        return  # no name rose above its null, so there is nothing to steer by
-    config = EffectsConfig(strengths=(c.strength,), seconds=c.seconds, seed=run.config.seed)
-    sae = load_sae(run.sae_folder(layer))
-    out = run.folder / "steering"
-    measure_effects(run.model, sae, targets, [c.prompt] * c.clips, out, config, judge, run.name, progress=progress)
-
-
 def report_stage(run: Run, progress: Progress | None = None) -> None:
     """RUN/report/index.html."""
     music = "composed music" if run.config.audio is None else f"{len(run.clips.clips)} clips of a user's folder"
@@ -300,9 +274,10 @@ def begin_run(config: RunConfig) -> Run:
     path = folder / "run.json"
     if path.exists():
         found = read_json(path)["config"]
-        if record["label"] == to_record(LabelConfig()) and "label" in found:
-            record["label"] = found["label"]  # `musae label` may have been told of others since
-            config = dataclasses.replace(config, label=from_record(LabelConfig, found["label"], f"{path}, label"))
+        for part, cls in {"label": LabelConfig, "steer": SteerConfig}.items():  # whose verbs may have been told since
+            if record[part] == to_record(cls()) and part in found:
+                record[part] = found[part]
+                config = dataclasses.replace(config, **{part: from_record(cls, found[part], f"{path}, {part}")})
         changed = sorted(name for name in record if found.get(name) != record[name])
         if changed:
             raise MusaeError(

@@ -17,6 +17,7 @@ from llm_server import KEY, LLMServer
 
 from musae_jax import cli
 from musae_jax.config import RunConfig, from_record
+from musae_jax.files import write_json_lines
 from musae_jax.labels.llm.cache import ReplyCache
 from musae_jax.labels.llm.messages import wav
 from musae_jax.names import activity_of, firing_of
@@ -219,6 +220,36 @@ def test_an_audio_llm_judges_the_names_of_others(whole, tmp_path, monkeypatch, c
     summary = json.loads((out / "validation" / "summary.json").read_text())["sources"]
     after = [json.loads(line) for line in (out / "validation" / "names.jsonl").read_text().splitlines()]
     assert after == before and all("llm" not in one for one in summary.values())  # the others' part is there
+
+
+def test_steering_is_told_otherwise_by_its_verb(whole, tiny_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    assert cli.main(["steer", "--run", str(out)]) == 0
+    assert "nothing was steered" in capsys.readouterr().out  # in music by random weights no name is above its null
+    labels = [json.loads(line) for line in (out / "labels" / "labels.jsonl").read_text().splitlines()]
+    write_json_lines(out / "labels" / "labels.jsonl", [{**row, "confidence": 0.5} for row in labels])
+    few = ["--features", "2", "--clips", "2", "--seconds", "0.5", "--calibration", "1"]
+    flags = ["--strengths", "-1", "0.5", "1", "--prompt", "slow flute", "--arms", "diff_in_means", "probe", "pca"]
+    assert cli.main(["steer", "--run", str(out), *few, *flags]) == 0
+    told = capsys.readouterr().out
+    assert (out / "steering" / "effects.jsonl").exists() and (out / "steering" / "sounds.jsonl").exists()
+    assert "of 2 features" in told and "principal component" in told and "inactive" not in told
+    summary = json.loads((out / "steering" / "summary.json").read_text())
+    assert set(summary["against"]) == {"unsteered", "random", "diff_in_means", "probe", "pca"}
+    assert all(row["prompts"] == ["slow flute"] for row in summary["features"])
+    assert json.loads((out / "run.json").read_text())["config"]["steer"]["strengths"] == [-1.0, 0.5, 1.0]
+    assert cli.main([*road(out, tiny_folder)[:5], *FLAGS[: FLAGS.index("--steer.features")]]) == 0  # and remembers
+    before = (out / "steering" / "summary.json").read_bytes()
+    capsys.readouterr()
+    assert cli.main(["steer", "--run", str(out), "--preset", "paper", *few]) == 0
+    told = capsys.readouterr().out
+    assert "Simple melody" in told and "random direction" in told and "published" not in told
+    table = json.loads((out / "steering" / "paper" / "table.json").read_text())
+    assert table["features"] == 2 and table["clips"] == 2 and 0 <= table["sae"]["first_clip"] <= 1
+    assert (out / "steering" / "summary.json").read_bytes() == before
+    assert cli.main(["steer", "--run", str(out), "--clips", "1"]) == 2
+    assert "make 2 at least" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("harvest", [{"live": True}, {"store": "memory://bucket/run"}])

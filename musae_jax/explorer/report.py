@@ -44,7 +44,7 @@ def write_report(
 
     Reads features/<hook>/<sae>/{features.jsonl, exemplars.*, clips.jsonl, clips/}, and where they exist
     sae/<hook>/<sae>/{metrics.json, train.jsonl}, labels/labels.jsonl, validation/{names.jsonl, features.jsonl,
-    filters.jsonl, summary.json, truth_table.jsonl, truth_summary.json, judge.jsonl}, steering/{effects.jsonl,
+    filters.jsonl, summary.json, truth_table.jsonl, truth_summary.json, judge.jsonl}, steering/{sounds.jsonl,
     summary.json, sounds/} and run.json.
 
     All features are in the table; the steered ones and those with the best evidence, `media_features` in all, get
@@ -106,9 +106,8 @@ def _name(key: Key) -> str:
 
 def _steering(run: Path) -> dict[str, Any]:
     rows: dict[Key, list[dict[str, Any]]] = {}
-    for row in optional(run / "steering" / "effects.jsonl", []):
-        kept = ("condition", "strength", "prompt", "text", "sound", "judge", "descriptor", "activation")
-        rows.setdefault(key_of(row), []).append({k: row.get(k) for k in kept})
+    for row in optional(run / "steering" / "sounds.jsonl", []):
+        rows.setdefault(key_of(row), []).append({k: v for k, v in row.items() if k not in ("hook", "sae", "feature")})
     return {"rows": rows, "summary": optional(run / "steering" / "summary.json", None)}
 
 

@@ -55,6 +55,11 @@ DESCRIPTORS = (
 )
 KEY_CONCEPTS = tuple(f"key: {tonic} {mode}" for mode in ("major", "minor") for tonic in KEYS)
 COLUMNS = (*(d.name for d in DESCRIPTORS), *KEY_CONCEPTS)
+CONCEPTS = (  # that are heard: both ends of each descriptor, keys, and what comes and goes
+    *(Concept(f"{d.name}: {word}", d.name) for d in DESCRIPTORS for word in (d.high, d.low)),
+    *(Concept(name, "key") for name in KEY_CONCEPTS),
+    *MOMENTS,
+)
 
 
 @lru_cache
@@ -168,17 +173,10 @@ def hear_descriptors(
         if progress:
             progress(done, len(clip_ids), "clips measured")
     values = np.stack(rows).astype(np.float32)  # [n, D]
-    concepts, columns = [], []
-    for column, descriptor in enumerate(DESCRIPTORS):
-        concepts += [
-            Concept(f"{descriptor.name}: {word}", descriptor.name) for word in (descriptor.high, descriptor.low)
-        ]
-        columns += [values[:, column], -values[:, column]]
-    concepts += [Concept(name, "key") for name in KEY_CONCEPTS]
+    columns = [sign * values[:, column] for column in range(len(DESCRIPTORS)) for sign in (1, -1)]
     columns += list(values[:, len(DESCRIPTORS) :].T)
     moments = np.stack(parts)  # [n, W, C']
-    concepts += MOMENTS
     columns += list(moments.mean(1).T)
     spread = values.std(0)
     embedding = (values - values.mean(0)) / np.where(spread > 1e-6, spread, 1.0)
-    return Hearing(SOURCE, tuple(clip_ids), tuple(concepts), np.stack(columns, 1), moments, embedding)
+    return Hearing(SOURCE, tuple(clip_ids), CONCEPTS, np.stack(columns, 1), moments, embedding)

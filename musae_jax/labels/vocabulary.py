@@ -69,18 +69,24 @@ def family_of(name: str) -> str | None:
     return VOCABULARY[CONCEPT_INDEX[meant[0]]].family if meant else None
 
 
+def columns_of(name: str, hearing: Hearing) -> list[int]:
+    """Where a source hears a name, among its `concepts`: the name itself; else its counterparts; else the source's own
+    name that has this one as a counterpart; none if it means nothing to the source."""
+    own = [one for one in (name,) if one in hearing.column]
+    own = own or [one for one in counterparts(name) if one in hearing.column]
+    own = own or [one for one, meant in COUNTERPARTS.items() if name in meant and one in hearing.column][:1]
+    return [hearing.column[one] for one in own]
+
+
 def heard_of(name: str, hearing: Hearing) -> np.ndarray | None:
     """What a source hears of a name: [n, W] if it comes and goes, [n, 1] of whole clips, None if the name means nothing
     to the source.
 
-    That is what the source hears of the name itself; else of its counterparts, as much as of the most of them; else of
-    its own name that has this one as a counterpart; else of the name as free text.
+    That is what it hears in the most of `columns_of`, each standardised; without any, of the name as free text.
     """
-    own = [one for one in (name,) if one in hearing.column]
-    own = own or [one for one in counterparts(name) if one in hearing.column]
-    own = own or [one for one, meant in COUNTERPARTS.items() if name in meant and one in hearing.column][:1]
-    if own:
-        return np.maximum.reduce([_standard(hearing.of(hearing.column[one])) for one in own])
+    columns = columns_of(name, hearing)
+    if columns:
+        return np.maximum.reduce([_standard(hearing.of(column)) for column in columns])
     heard = hearing.hears(name) if hearing.hears else None
     return None if heard is None else heard[:, None]
 

@@ -15,6 +15,9 @@ import numpy as np
 from musae_jax.errors import MusaeError
 from musae_jax.models.edits import Edits
 from musae_jax.sae.sae import SAE
+from musae_jax.validation.probe import fit_probe
+
+PENALTY = 0.1  # of the probes: what cross-validation mostly chooses, without its time
 
 LARGEST = 100.0  # strength, in units of a feature's maximum: beyond it there is no music, but a slip of the finger
 
@@ -102,3 +105,39 @@ def random_direction(key: jax.Array, edits: Edits) -> Edits:
         direction = direction / jnp.linalg.norm(direction)
         vectors[layer] = jnp.linalg.norm(vector, axis=-1, keepdims=True) * direction
     return Edits(vectors=vectors)
+
+
+def difference_in_means(x: Any, holds: Any) -> np.ndarray:
+    """From where a concept does not hold to where it does: mean residual there less mean residual elsewhere.
+
+    x [n, T, D] and holds bool [n, T], of clips (T = 1) or of frames. -> float32 [D]. Contrastive activation addition
+    (Panickssery et al., arXiv 2312.06681); AxBench (arXiv 2501.17148) found it hard to beat.
+    """
+    x, holds = np.asarray(x, np.float32), np.asarray(holds, bool)
+    return x[holds].mean(0) - x[~holds].mean(0)
+
+
+def probe_directions(x: Any, holds: Any) -> np.ndarray:
+    """Weights of logistic regressions that tell where each of C concepts holds, in units of the stream: x [n, T, D] and
+    holds bool [n, T, C] -> float32 [C, D]."""
+    holds = np.asarray(holds, bool)
+    families = [str(number) for number in range(holds.shape[2])]
+    probe = fit_probe(np.asarray(x, np.float32), holds, families, (PENALTY,))
+    return np.asarray(probe.weights / probe.scale[:, None], np.float32).T
+
+
+def pca_direction(x: Any, component: int = 0) -> np.ndarray:
+    """A principal component of residuals x [N, D], of length 1: [D]; its sign is arbitrary, here that of its largest
+    coordinate."""
+    x = np.asarray(x).astype(np.float64)
+    x = x - x.mean(0)
+    values = np.linalg.eigh(x.T @ x)[1][:, ::-1][:, component]
+    return (values * np.sign(values[np.abs(values).argmax()])).astype(np.float32)
+
+
+def orthogonal_to(vector: Any, others: Any) -> np.ndarray:
+    """`vector` [D] without its part in the span of `others` [D] or [M, D]."""
+    vector, others = np.asarray(vector).astype(np.float64), np.atleast_2d(np.asarray(others)).astype(np.float64)
+    basis, sizes, _ = np.linalg.svd(others.T, full_matrices=False)
+    basis = basis[:, sizes > 1e-9 * max(sizes.max(initial=0), 1e-30)]
+    return (vector - basis @ (basis.T @ vector)).astype(np.float32)

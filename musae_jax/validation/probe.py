@@ -17,10 +17,12 @@ FRAMES = 12_000  # that a probe of frames is fitted on, equally far apart
 _ROWS = 8192  # told at a time
 
 
-def fit_probe(x: np.ndarray, truth: np.ndarray, families: Sequence[str]) -> Judge:
+def fit_probe(
+    x: np.ndarray, truth: np.ndarray, families: Sequence[str], penalties: Sequence[float] | None = None
+) -> Judge:
     """The probe of C concepts from x [n, T, D] and truth bool [n, T, C] of n clips; T = 1 where whole clips are told.
 
-    Concepts of one family that exclude each other share a softmax.
+    Concepts of one family that exclude each other share a softmax. `penalties` are those tried, see above.
     """
     step = max(1, x.shape[0] * x.shape[1] // FRAMES)
     x, truth = x[:, ::step], truth[:, ::step]
@@ -30,7 +32,7 @@ def fit_probe(x: np.ndarray, truth: np.ndarray, families: Sequence[str]) -> Judg
         [str(number) for number in range(truth.shape[2])],
         families,
         tracks=[str(clip) for clip in np.repeat(np.arange(len(x)), x.shape[1])],
-        penalties=CLIP_PENALTIES if x.shape[1] == 1 else FRAME_PENALTIES,
+        penalties=penalties or (CLIP_PENALTIES if x.shape[1] == 1 else FRAME_PENALTIES),
         statistics=x.reshape(-1, x.shape[2]),
     )
 

@@ -20,7 +20,8 @@ from musae_jax.labels.naming import name_features
 from musae_jax.labels.scores import Concept, Truth
 from musae_jax.labels.truth import measure_truth, summarise_table, truth_table
 from musae_jax.names import _features, _summary
-from musae_jax.steering.effects import Target, summarise
+from musae_jax.steering.arms import Target
+from musae_jax.steering.summary import Readings, summarise
 from musae_jax.validation.detections import examine, set_exam
 from musae_jax.validation.filters import sweep_filters
 from musae_jax.validation.known_truth import Named
@@ -245,30 +246,53 @@ def steer(out, rng, labels):
     """Effects of two features: sounds that differ, with measures that go with them."""
     best = sorted((r for r in labels if r["source"] == "truth"), key=lambda r: -r["confidence"])
     best = [best[0], next(r for r in best if r["name"] != best[0]["name"])]
-    targets = [Target(r["feature"], r["name"], r["name"], "brightness") for r in best]
-    prompts = ("a slow melody", "fast piano with drums", "simple tune in a minor key")
-    rows = []
-    for target in targets:
-        for prompt, text in enumerate(prompts):
-            for condition, strength, gain in (
-                ("unsteered", 0.0, 0.0),
-                ("steered", 0.5, 0.3),
-                ("random", 0.5, 0.02),
-                ("steered", 1.0, 0.6),
-                ("random", 1.0, 0.04),
-            ):
-                where = "unsteered" if condition == "unsteered" else f"f{target.feature}-{condition}-{strength:g}"
-                sound = f"sounds/{where}-p{prompt}.ogg"
+    pairs = [
+        ("", 0),
+        ("a slow melody", 0),
+        ("", 1),
+        ("a slow melody", 1),
+        ("", 2),
+        ("a slow melody", 2),
+        ("", 3),
+        ("", 4),
+    ]
+    doses = {("unsteered", 0.0): -2, ("sae", 0.5): -0.8, ("random", 0.5): -1.9, ("sae", 1.0): 1, ("random", 1.0): -1.7}
+    doses |= {("inactive", 1.0): -2, ("diff_in_means", 1.0): 0.4, ("prompt", 0.0): 0.8}
+    sounds, readings = [], []
+    for row in best:
+        target = Target(row["feature"], row["name"], sources=("tagger", "clap"), prompts=("", "a slow melody"))
+        about = {"hook": HOOK, "sae": SAE, "feature": target.feature, "name": target.name}
+        values = {measure: {} for measure in ("judge", "activation", "adherence")}
+        for (arm, strength), level in doses.items():
+            odds = level + 0.5 * rng.normal(size=len(pairs))
+            asked = np.asarray([bool(prompt) for prompt, _ in pairs])
+            values["judge"][arm, strength] = odds
+            values["activation"][arm, strength] = 0.2 / (1 + np.exp(-odds))
+            values["adherence"][arm, strength] = np.where(asked, 0.5 - 0.02 * strength, np.nan)
+            for (prompt, seed), judged in list(zip(pairs, odds))[:2]:
+                who = "unsteered" if arm == "unsteered" else f"f{target.feature}-{arm}-{strength:g}"
+                sound = f"sounds/{who}-{bool(prompt):d}{seed}.ogg"
                 if not (out / sound).exists():
                     write_audio(out / sound, play(rng, 4.0)[0], RATE)
-                level = float(np.clip(0.15 + gain + 0.08 * rng.normal(), 0, 1))
-                rows.append({
-                    "hook": HOOK, "sae": SAE, "feature": target.feature, "name": target.name, "condition": condition,
-                    "strength": strength, "prompt": prompt, "text": text, "sound": sound, "judge": level,
-                    "descriptor": 900 + 800 * level, "activation": level * 0.2,
+                sounds.append({
+                    **about, "arm": arm, "strength": strength, "prompt": prompt, "seed": seed, "text": prompt,
+                    "sound": sound, "judge": float(judged), "activation": 0.05,
                 })  # fmt: skip
-    write_json_lines(out / "effects.jsonl", rows)
-    write_json(out / "summary.json", summarise(rows, targets))
+        readings.append(
+            Readings(
+                target,
+                1.0,
+                values,
+                {dose: np.full((4, 4), 1 + dose[1]) for dose in doses if dose[0] != "unsteered"},
+                {dose: rng.normal(size=(len(pairs), 5)) for dose in doses},
+                {"silent": {dose: np.zeros(len(pairs), bool) for dose in doses}},
+                {dose: rng.normal(size=(len(pairs), 6)) for dose in doses},
+            )
+        )
+    write_json_lines(out / "sounds.jsonl", sounds)
+    summary = summarise(readings, rng.normal(size=(30, 6)))
+    summary["features"] = [{"hook": HOOK, "sae": SAE, **row} for row in summary["features"]]
+    write_json(out / "summary.json", summary)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_before_validation_names_rest_on_their_own_confidence(run, tmp_path):
 def test_exemplars_carry_their_curve_on_the_scale_of_the_features_maximum(run):
     data = data_of(run)
     assert len(data["exemplars"]) == 8
-    steered = {f"{HOOK}/{SAE}/{r['feature']}" for r in read_json_lines(run / "steering" / "effects.jsonl")}
+    steered = {f"{HOOK}/{SAE}/{r['feature']}" for r in read_json_lines(run / "steering" / "sounds.jsonl")}
     assert steered <= set(data["exemplars"])  # steered features are always heard
     maximum = {f["feature"]: f["maximum"] for f in data["features"]}
     saved = {(e.feature, e.clip): e for e in load_exemplars(run / "features" / HOOK / SAE)}
@@ -119,7 +119,7 @@ def test_truth_steering_and_quality_are_shown_with_their_controls(run):
     (sae,) = data["saes"]  # the control is not a dictionary of its own
     assert sae["metrics"]["fvu"] == 0.214 and sae["control"]["fvu"] == 0.378 and len(sae["training"]) == 100
     for rows in data["steering"].values():
-        assert {r["condition"] for r in rows} == {"unsteered", "steered", "random"}
+        assert {r["arm"] for r in rows} == {"unsteered", "sae", "random", "inactive", "diff_in_means", "prompt"}
         assert all(0 <= r["media"] < len(data["media"]) for r in rows)
     assert data["steeringSummary"]["features"] and dict(map(tuple, data["about"]))["config.layers"] == "[2]"
 
@@ -203,4 +203,4 @@ def test_the_page_works_in_a_browser(run, tmp_path):
     assert out["sources"] == len(proof["sources"]) and out["fates"] == len(proof["concepts"])
     assert out["rights"] == 3 and out["families"] == len(proof["families"]) and out["filters"] == 8
     assert out["concepts"] == len(CONCEPTS) and out["truthFirst"] == min(c.name for c in CONCEPTS)
-    assert out["effects"] == 4 and out["run"] > 200 and out["switched"] and out["back"]
+    assert out["effects"] == 2 and out["against"] == 6 and out["run"] > 200 and out["switched"] and out["back"]

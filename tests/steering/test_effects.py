@@ -1,202 +1,195 @@
+"""From the tiny model to the files of RUN/steering."""
+
 import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from tokenizers import Tokenizer, models, pre_tokenizers
+from conftest import hear_level
 
 from musae_jax.errors import MusaeError
 from musae_jax.files import read_json, read_json_lines
-from musae_jax.models.decoder import DecoderConfig
-from musae_jax.models.encodec import EncodecConfig
-from musae_jax.models.musicgen import MusicGenConfig, random_musicgen
-from musae_jax.models.t5 import T5Config
-from musae_jax.sae.sae import SAE, SAEConfig
-from musae_jax.steering import effects
-from musae_jax.steering.effects import (
-    EffectsConfig,
-    Target,
-    bootstrap,
-    choose_targets,
-    generate_rows,
-    measure_effects,
-    plan_rows,
-    row_vectors,
-    summarise,
+from musae_jax.models.generate import generate
+from musae_jax.steering import experiment
+from musae_jax.steering.arms import Target, plan_rows
+from musae_jax.steering.effects import calibrate, measure_effects
+from musae_jax.steering.experiment import EffectsConfig, Experiment, make_codes, prompt_states
+from musae_jax.steering.listening import Listeners
+
+CONFIG = EffectsConfig(
+    strengths=(-1.0, 0.5, 1.0), clips=4, calibration=2, drift_clips=2, sounds=1, seconds=0.6, batch_size=8,
+    resamples=50, top_k=0,
+)  # fmt: skip
+TARGETS = [
+    Target(2, "dynamics: loud", "fast", ("clap", "tagger"), ("", "slow piano")),
+    Target(5, "brightness: bright", "slow", ("tagger",), ("", "fast flute")),
+]
+EXEMPLARS = {2: np.asarray([1.0, 0.0]), 5: np.asarray([0.0, 1.0])}
+
+
+def say(texts):
+    return np.asarray([[len(text), 1.0] for text in texts], np.float32)
+
+
+LISTENERS = Listeners(
+    {"tagger": hear_level("tagger"), "clap": hear_level("clap")},
+    say,
+    EXEMPLARS,
+    np.random.default_rng(0).normal(size=(20, 2)),
 )
 
-CONFIG = EffectsConfig(strengths=(0.5, 1.0), seconds=0.6, batch_size=4, resamples=50, top_k=0)
-TARGETS = [Target(2, "brightness: bright", descriptor="brightness"), Target(5, "loudness: quiet", None, "loudness", -1)]
-PROMPTS = ["slow piano", "fast flute"]
+
+@pytest.fixture(scope="module")
+def one(mg, stream_sae):
+    rng = np.random.default_rng(0)
+    directions = {f: {arm: rng.normal(size=12) for arm in ("inactive", "diff_in_means", "probe")} for f in (2, 5)}
+    return Experiment(mg, stream_sae, directions, 1, np.asarray(stream_sae.maximum), CONFIG)
 
 
 @pytest.fixture(scope="module")
-def mg():
-    tokenizer = Tokenizer(
-        models.WordLevel({"<pad>": 0, "slow": 2, "piano": 3, "fast": 4, "flute": 5}, unk_token="<pad>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    config = MusicGenConfig(
-        text=T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2),
-        audio=EncodecConfig(
-            sampling_rate=16000, hidden_size=8, num_filters=2, upsampling_ratios=(8, 8, 5), codebook_size=16,
-            target_bandwidths=(0.4,), num_lstm_layers=1,
-        ),
-        decoder=DecoderConfig(
-            vocab_size=16, num_hidden_layers=2, ffn_dim=16, num_attention_heads=2, hidden_size=12, num_codebooks=2,
-            pad_token_id=16, bos_token_id=16,
-        ),
-    )  # fmt: skip
-    return random_musicgen(config, jax.random.key(0), tokenizer)
+def made(one, tmp_path_factory):
+    out, seen = tmp_path_factory.mktemp("whole"), []
+    others = {0: "other", 2: "dynamics: loud", 5: "brightness: bright"}
+    summary = measure_effects(one, TARGETS, LISTENERS, out, others, "main", lambda *step: seen.append(step))
+    return out, summary, seen
 
 
-@pytest.fixture(scope="module")
-def sae():
-    rng = np.random.default_rng(1)
-    shapes = {"W_enc": (12, 7), "b_enc": (7,), "W_dec": (7, 12), "b_dec": (12,), "threshold": (7,)}
-    params = {k: jnp.asarray(rng.normal(size=s) * 3, jnp.float32) for k, s in shapes.items()}
-    params["threshold"] = jnp.zeros(7)
-    return SAE(SAEConfig(12, 7, metadata={"hook_name": "blocks.0.resid_post"}), params, jnp.full(7, 6.0))
-
-
-def test_every_condition_is_planned_once():
-    rows = plan_rows(TARGETS, 2, (0.5, 1.0))
-    assert len(rows) == 2 + 2 * 2 * 2 * 2 and len({r.sound for r in rows}) == len(rows)
-    assert [r.condition for r in rows[:2]] == ["unsteered", "unsteered"]
-
-
-def test_random_rows_have_the_norm_of_their_steered_rows(sae):
-    rows = plan_rows(TARGETS, 1, (1.0, -2.0))
-    norms = jnp.linalg.norm(row_vectors(sae, rows, jax.random.key(0)), axis=1)
-    assert norms[0] == 0
-    for i, row in enumerate(rows):
-        if row.condition == "random":
-            np.testing.assert_allclose(
-                norms[i], norms[rows.index(dataclasses.replace(row, condition="steered"))], rtol=1e-5
-            )
-
-
-def test_rows_of_a_prompt_differ_by_their_vector_only(mg, sae, tmp_path):
-    """Strength 0 is the unsteered clip, token for token, wherever it stands in whatever batch."""
-    rows = plan_rows(TARGETS, 2, (0.0, 1.0))
-    codes = generate_rows(mg, sae, rows, PROMPTS, tmp_path, CONFIG)
+def test_rows_of_a_pair_differ_by_their_arm_only(one, tmp_path):
+    """A vector of no length leaves the unsteered clip, token for token, wherever it stands in whatever batch."""
+    rows = plan_rows(TARGETS, {2: ("sae",), 5: ("sae", "random")}, (1.0,), {2: 1.0, 5: 1.0}, 4)
+    weak = dataclasses.replace(one, maximum=np.where(np.arange(7) == 2, 1e-9, one.maximum))
+    codes = make_codes(weak, rows, tmp_path)
+    plain = {(row.prompt, row.seed): made for row, made in zip(rows, codes) if row.feature is None}
+    assert len({made.tobytes() for made in plain.values()}) == len(plain)
     for row, made in zip(rows, codes):
-        same = (made == codes[row.prompt]).all()
-        assert same if row.strength == 0 else not same
-    assert (codes[0] != codes[1]).any()
+        same = (made == plain[row.prompt, row.seed]).all()
+        assert same == (row.feature != 5), row
 
 
-def test_effects_from_generation_to_files(mg, sae, tmp_path):
-    seen = []
-    summary = measure_effects(
-        mg, sae, TARGETS, PROMPTS, tmp_path, CONFIG, name="main", progress=lambda *step: seen.append(step)
-    )
-    rows = read_json_lines(tmp_path / "effects.jsonl")
-    assert len(rows) == 2 * (2 + 2 * 2 * 2) and seen[-1] == (18, 18, "clips")
-    for row in rows:
-        info = soundfile.info(tmp_path / row["sound"])
-        assert info.samplerate == 16000 and info.frames == 9600
-        assert row["sae"] == "main" and row["hook"] == "blocks.0.resid_post" and row["text"] in PROMPTS
-        assert row["judge"] is None and np.isfinite(row["descriptor"])
-    assert not (tmp_path / "codes").exists()
+@pytest.mark.parametrize("branches", ["conditional", "both"])
+def test_a_row_is_what_generate_makes_of_its_vector(one, tmp_path, branches):
+    one = dataclasses.replace(one, config=dataclasses.replace(CONFIG, branches=branches))
+    rows = plan_rows(TARGETS[:1], {2: ("sae",)}, (1.0,), {2: 1.0}, 2)
+    codes = make_codes(one, rows, tmp_path)
+    at = next(n for n, row in enumerate(rows) if row.arm == "sae" and row.prompt == "slow piano")
+    number = experiment.pair_number("slow piano", rows[at].seed)
+    vector = 6.0 * np.asarray(one.sae.params["W_dec"][2])
+    made = generate(
+        one.mg.config, one.mg.params, prompt_states(one.mg, ["slow piano"]),
+        jax.random.fold_in(jax.random.key(0), np.uint32(number))[None], seconds=0.6, top_k=0, audio=False,
+        edits=experiment.Edits(vectors={0: np.stack([vector, vector * (branches == "both")])[:, None, None]}),
+    )  # fmt: skip
+    np.testing.assert_array_equal(made.codes[0], codes[at])
+
+
+def test_an_empty_prompt_attends_to_nothing(mg):
+    states = prompt_states(mg, ["", "slow piano"])
+    assert not np.asarray(states.mask[0]).any() and not np.asarray(states.states[0]).any()
+    assert np.asarray(states.mask[1]).any()
+
+
+def test_a_row_a_feature_strength_prompt_seed_and_measure(made):
+    out, _, seen = made
+    rows = read_json_lines(out / "effects.jsonl")
+    keys = [tuple(row[k] for k in ("feature", "arm", "strength", "prompt", "seed", "measure")) for row in rows]
+    assert len(set(keys)) == len(keys)
+    pairs = {(row["prompt"], row["seed"]) for row in rows if row["feature"] == 2}
+    assert pairs == {("", 2), ("slow piano", 2), ("", 3), ("slow piano", 3)}  # seeds 0 and 1 chose the strength
+    measures = {row["measure"] for row in rows}
+    assert measures == {"tagger", "clap", "exemplars", "activation", "adherence", "kl"}
+    assert all(np.isfinite(row["value"]) and row["sae"] == "main" for row in rows)
+    assert {row["prompt"] for row in rows if row["measure"] == "adherence"} == {"slow piano", "fast flute"}
+    assert all(row["value"] > 0 for row in rows if row["measure"] == "kl" and row["arm"] != "prompt")
+    assert seen[-1] == (2, 2, "features heard") and not (out / "codes").exists()
+
+
+def test_the_summary_follows_from_the_rows(made):
+    out, summary, _ = made
+    assert read_json(out / "summary.json") == json.loads(json.dumps(summary))
+    assert set(summary["against"]) == {
+        "unsteered", "random", "inactive", "other_layer", "diff_in_means", "probe", "prompt",
+    }  # fmt: skip
     feature = summary["features"][0]
-    assert feature["feature"] == 2 and [s["strength"] for s in feature["strengths"]] == [0.5, 1.0]
-    assert feature["strengths"][0]["judge"] is None
-    by_hand = [
-        next(
-            r["activation"]
-            for r in rows
-            if r["feature"] == 2 and r["condition"] == c and r["prompt"] == p and r["strength"] == s
-        )
-        for p in (0, 1)
-        for c, s in (("steered", 1.0), ("unsteered", 0.0))
-    ]
-    expected = (by_hand[0] - by_hand[1] + by_hand[2] - by_hand[3]) / 2
-    assert feature["strengths"][1]["activation"]["steered_minus_unsteered"]["mean"] == pytest.approx(expected, abs=2e-6)
-    assert read_json(tmp_path / "summary.json")["features"] == json.loads(json.dumps(summary["features"]))
+    assert feature["feature"] == 2 and feature["measure"] == "tagger" and feature["circular"]
+    assert feature["strength"] in (0.5, 1.0) and summary["tested"] == 2
+    value = {}
+    for row in read_json_lines(out / "effects.jsonl"):
+        if row["feature"] == 2 and row["measure"] == "tagger":
+            value[row["arm"], row["strength"], row["prompt"], row["seed"]] = row["value"]
+    pairs = [key[2:] for key in value if key[0] == "unsteered"]
+    plain = np.asarray([value["unsteered", 0.0, *pair] for pair in pairs])
+    for arm in ("random", "inactive", "probe", "other_layer"):
+        gain = [value["sae", feature["strength"], *pair] - value[arm, feature["strength"], *pair] for pair in pairs]
+        assert feature["against"][arm]["mean"] == pytest.approx(np.mean(gain) / plain.std(ddof=1), abs=1e-3)
+    assert summary["config"]["clips"] == 4 and summary["arms"]["prompt"]["features"] == 2
 
 
-def test_a_killed_call_goes_on_and_ends_with_the_same_files(mg, sae, tmp_path, monkeypatch):
-    measure_effects(mg, sae, TARGETS, PROMPTS, tmp_path / "whole", CONFIG)
+def test_sounds_are_kept_with_what_was_heard_in_them(made):
+    out, _, _ = made
+    rows = read_json_lines(out / "sounds.jsonl")
+    for row in rows:
+        info = soundfile.info(out / row["sound"])
+        assert info.samplerate == 16000 and info.frames == 9600
+    mine = [row for row in rows if row["feature"] == 2]
+    assert {row["arm"] for row in mine} == {
+        "unsteered", "sae", "random", "inactive", "other_layer", "diff_in_means", "probe", "prompt",
+    }  # fmt: skip
+    assert {row["strength"] for row in mine if row["arm"] == "sae"} == {-1.0, 0.5, 1.0}
+    assert all("tagger" in row and row["text"] in ("", "fast") for row in mine)
+
+
+def test_the_strength_is_chosen_on_clips_apart(one, tmp_path):
+    def hear(clip_ids, load):  # the more of it, the stronger the clip: told by the number of the row
+        heard = hear_level("tagger")(clip_ids, load)
+        heard.clips[:, 0] = [wanted[int(clip)] for clip in clip_ids]
+        return heard
+
+    rows = plan_rows(TARGETS[:1], {2: ("sae", "random")}, (0.5, 1.0), {2: 1.0}, 2)
+    listeners = dataclasses.replace(LISTENERS, ears={"tagger": hear})
+    for best in (0.5, 1.0):
+        wanted = [float(row.arm == "sae" and row.strength == best) for row in rows]
+        assert calibrate(one, TARGETS[:1], listeners, tmp_path) == {2: best}
+    wanted = [float(row.arm != "unsteered" and row.strength == 1.0) + 0.1 * (row.arm == "sae") for row in rows]
+    assert calibrate(one, TARGETS[:1], listeners, tmp_path) == {2: 1.0}
+    given = dataclasses.replace(one, config=dataclasses.replace(CONFIG, strength=0.7))
+    assert calibrate(given, TARGETS, listeners, tmp_path) == {2: 0.7, 5: 0.7}
+
+
+def test_a_killed_call_goes_on_and_ends_with_the_same_files(one, made, tmp_path, monkeypatch):
+    calls = []
 
     def killed(done, total, noun):
-        if done >= 8:
+        calls.append(noun)
+        if calls.count("clips") == 5:
             raise KeyboardInterrupt
 
+    others = {0: "other", 2: "dynamics: loud", 5: "brightness: bright"}
     with pytest.raises(KeyboardInterrupt):
-        measure_effects(mg, sae, TARGETS, PROMPTS, tmp_path / "killed", CONFIG, progress=killed)
-    assert len(list((tmp_path / "killed").glob("codes/*/*.safetensors"))) == 2
-    made = []
-    monkeypatch.setattr(effects, "generate", lambda *a, real=effects.generate, **k: made.append(1) or real(*a, **k))
-    measure_effects(mg, sae, TARGETS, PROMPTS, tmp_path / "killed", CONFIG)
-    assert len(made) == 3  # of five batches, two were there
-    whole = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file())
-    again = sorted(p.relative_to(tmp_path / "killed") for p in (tmp_path / "killed").rglob("*") if p.is_file())
-    assert whole == again
-    for path in whole:
-        if path.suffix in (".json", ".jsonl"):
-            assert (tmp_path / "whole" / path).read_bytes() == (tmp_path / "killed" / path).read_bytes()
+        measure_effects(one, TARGETS, LISTENERS, tmp_path, others, "main", killed)
+    kept = len(list(tmp_path.glob("codes/*/*.safetensors")))
+    assert kept == 5
+    again = []
+    monkeypatch.setattr(experiment, "generate", lambda *a, real=generate, **k: again.append(1) or real(*a, **k))
+    measure_effects(one, TARGETS, LISTENERS, tmp_path, others, "main")
+    whole, _, seen = made
+    assert len(again) == sum(noun == "clips" for *_, noun in seen) - kept
+    expected = {p.relative_to(whole): p.read_bytes() for p in whole.rglob("*.json*")}
+    assert {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*.json*")} == expected
+    assert {p.name for p in (tmp_path / "sounds").iterdir()} == {p.name for p in (whole / "sounds").iterdir()}
 
 
-def test_nothing_to_steer(mg, sae, tmp_path):
-    with pytest.raises(MusaeError, match="found 0 features and 2 prompts"):
-        measure_effects(mg, sae, [], PROMPTS, tmp_path)
-
-
-def record(prompt, condition, strength, judge, descriptor=0.0):
-    return {
-        "hook": "h", "sae": "s", "feature": 1, "name": "n", "condition": condition, "strength": strength,
-        "prompt": prompt, "judge": judge, "descriptor": descriptor, "activation": 0.0,
-    }  # fmt: skip
-
-
-def test_differences_are_paired_and_signed():
-    rows = [record(p, "unsteered", 0.0, 0.1 * p, -20) for p in range(4)]
-    rows += [record(p, "steered", 1.0, 0.1 * p + 0.5, -26 - p) for p in range(4)]
-    rows += [record(p, "random", 1.0, 0.1 * p + 0.1, -20) for p in range(4)]
-    rows += [record(p, c, -1.0, 0.0, -10) for p in range(4) for c in ("steered", "random")]
-    summary = summarise(rows, [Target(1, "n", "c", "loudness", -1)])
-    down, up = summary["features"][0]["strengths"]
-    assert up["judge"]["steered_minus_unsteered"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 4}
-    assert up["judge"]["steered_minus_random"]["mean"] == pytest.approx(0.4)
-    # quieter is what the name expects
-    assert up["descriptor"]["steered_minus_unsteered"]["mean"] == pytest.approx(7.5)
-    # strength -1 lowered the probability, as it should, and raised the level, as it should
-    assert down["judge"]["steered_minus_unsteered"]["mean"] == pytest.approx(0.15)
-    assert down["descriptor"]["steered_minus_unsteered"]["mean"] == pytest.approx(10)
-    overall = summary["overall"][1]
-    assert overall["strength"] == 1.0 and overall["judge"]["above_random"] == 1 and overall["judge"]["features"] == 1
-
-
-def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for seed in range(200):
-        found = bootstrap(rng.normal(1.0, 2.0, 40), 400, seed)
-        hits += found["low"] <= 1.0 <= found["high"]
-    assert 0.88 <= hits / 200 <= 0.99
-
-
-def test_targets_are_the_best_names_the_judge_knows_first():
-    def named(feature, name, confidence, source="truth", **evidence):
-        return {"feature": feature, "name": name, "confidence": confidence, "source": source, "evidence": evidence}
-
-    rows = [
-        named(1, "percussion: snare", 0.9),  # frame-level: the judge does not know it
-        named(2, "instrument: flute", 0.8),
-        named(3, "instrument: flute", 0.7),  # the same name again
-        named(4, "instrument: organ", 0.6),
-        named(5, "instrument: piano", 0.5),  # a third of its family
-        named(6, "drums: any", 0.4),
-        named(7, "key: C", 0.0),  # at its null
-        named(2, "brightness: dark", 0.3, "descriptors", descriptor="brightness", direction="low"),
-    ]
-    judged = {r["name"] for r in rows if r["source"] == "truth"} - {"percussion: snare"}
-    targets = choose_targets(rows, judged, count=4)
-    assert [t.feature for t in targets] == [2, 4, 6, 1]
-    assert (targets[0].concept, targets[0].descriptor, targets[0].sign) == ("instrument: flute", "brightness", -1)
-    assert targets[3].concept is None and targets[3].name == "percussion: snare"
-    assert [t.name for t in choose_targets(rows[-1:])] == ["brightness: dark"]
+def test_what_cannot_be_measured_is_refused(one, tmp_path):
+    with pytest.raises(MusaeError, match="no feature to steer"):
+        measure_effects(one, [], LISTENERS, tmp_path)
+    for wrong, words in (
+        ({"strengths": ()}, "are none; give finite ones"),
+        ({"strengths": (0.0, 1.0)}, "are 0, 1; give finite ones, none of them 0"),
+        ({"strength": float("nan")}, "nan; give finite"),
+        ({"strengths": (-1.0,)}, "all strengths are below 0"),
+        ({"clips": 1}, "make 2 at least"),
+        ({"calibration": 0}, "make 2 at least, and 1"),
+    ):
+        with pytest.raises(MusaeError, match=words):
+            dataclasses.replace(CONFIG, **wrong)

@@ -139,85 +139,84 @@ function exemplarBlock(f, shown) {
     ),
   );
 }
-const CONDITIONS = [
-  ["unsteered", "Unsteered"],
-  ["steered", "Steered"],
-  ["random", "Random direction"],
-];
+const ARMS = {
+  unsteered: "Unsteered",
+  sae: "SAE",
+  random: "Random direction",
+  inactive: "Inactive feature",
+  other_layer: "Other layer",
+  diff_in_means: "Difference in means",
+  probe: "Probe",
+  pca: "Principal component",
+  prompt: "Prompt alone",
+};
+const MEASURES = {
+  judge: "judge",
+  tagger: "tagger",
+  clap: "CLAP, its name",
+  descriptors: "descriptor",
+  exemplars: "CLAP, its exemplars",
+};
+const heard = (measure, value) =>
+  measure === "judge" || measure === "tagger" ? percent(1 / (1 + Math.exp(-value)), 0) : number(value);
+const steeredFeature = (key) => data.steeringSummary && data.steeringSummary.features.find((s) => keyOf(s) === key);
 function steeringBlock(f) {
   const rows = data.steering[f.key];
-  const strengths = [...new Set(rows.filter((r) => r.condition === "steered").map((r) => r.strength))].sort(
-    (a, b) => a - b,
-  );
-  const summary = data.steeringSummary && data.steeringSummary.features.find((s) => keyOf(s) === f.key);
+  const summary = steeredFeature(f.key);
+  const doses = [...new Set(rows.filter((r) => r.arm === "sae").map((r) => r.strength))].sort((a, b) => a - b);
   const holder = make("div", { class: "ab", "data-testid": "steering" });
   const buttons = make("span", { class: "chips", style: "margin-left:auto" });
   const show = (strength) => {
     holder.replaceChildren();
-    for (const prompt of [...new Set(rows.map((r) => r.prompt))]) {
-      const of = (condition) =>
-        rows.find(
-          (r) =>
-            r.prompt === prompt && r.condition === condition && (condition === "unsteered" || r.strength === strength),
+    for (const pair of [...new Set(rows.map((r) => JSON.stringify([r.prompt, r.seed])))]) {
+      const [prompt, seed] = JSON.parse(pair);
+      holder.append(make("p", { class: "prompt" }, prompt ? `“${prompt}”` : "no prompt"));
+      for (const arm of Object.keys(ARMS)) {
+        const r = rows.find(
+          (one) =>
+            one.arm === arm &&
+            one.prompt === prompt &&
+            one.seed === seed &&
+            (one.strength === strength || arm === "unsteered" || arm === "prompt"),
         );
-      holder.append(make("p", { class: "prompt" }, `“${of("unsteered").text}”`));
-      for (const [condition, text] of CONDITIONS) {
-        const r = of(condition);
         if (!r) continue;
-        const p = player(r.media, `${text.toLowerCase()}, prompt ${r.text}`, { plain: true });
+        const p = player(r.media, `${ARMS[arm].toLowerCase()}, ${r.text || "no prompt"}`, { plain: true });
+        const dose = arm === "unsteered" ? "" : arm === "prompt" ? ` “${r.text}”` : ` ${signed(strength, 2)}`;
         p.node.prepend(
-          make(
-            "div",
-            { class: "head" },
-            make(
-              "span",
-              { class: "caption" },
-              make("b", {}, text),
-              condition === "unsteered" ? "" : ` ${signed(r.strength, 1)}`,
-            ),
-          ),
+          make("div", { class: "head" }, make("span", { class: "caption" }, make("b", {}, ARMS[arm]), dose)),
         );
-        const facts = [];
-        if (r.judge != null) facts.push("judge ", make("b", {}, percent(r.judge, 0)), " · ");
-        if (r.descriptor != null && summary && summary.descriptor)
-          facts.push(
-            `${summary.descriptor} `,
-            make("b", {}, number(r.descriptor, Math.abs(r.descriptor) >= 100 ? 0 : 2)),
-            " · ",
-          );
-        facts.push("activation ", make("b", {}, percent(r.activation)));
-        p.node.append(make("div", { class: "measure" }, facts));
+        const facts = Object.keys(MEASURES)
+          .filter((m) => r[m] != null)
+          .slice(0, 2)
+          .flatMap((m) => [`${MEASURES[m]} `, make("b", {}, heard(m, r[m])), " · "]);
+        p.node.append(make("div", { class: "measure" }, facts, "activation ", make("b", {}, percent(r.activation))));
         holder.append(p.node);
       }
     }
-    [...buttons.children].forEach((b, i) => b.setAttribute("aria-pressed", strengths[i] === strength));
+    [...buttons.children].forEach((b, i) => b.setAttribute("aria-pressed", doses[i] === strength));
   };
-  strengths.forEach((s) =>
+  doses.forEach((s) =>
     buttons.append(make("button", { class: "ghost", type: "button", onclick: () => show(s) }, `strength ${s}`)),
   );
-  show(strengths[strengths.length - 1]);
+  show(summary ? summary.strength : doses[doses.length - 1]);
   return block(
     "Steering",
-    "same prompt, same noise; the random direction has the same norm",
-    strengths.length > 1 ? buttons : null,
-    steeringSentence(summary, strengths),
+    "same prompt, same noise; all vectors have the same norm",
+    doses.length > 1 ? buttons : null,
+    summary ? steeringSentence(summary) : null,
     holder,
   );
 }
-function steeringSentence(summary, strengths) {
-  const last = summary && summary.strengths.find((s) => s.strength === strengths[strengths.length - 1]);
-  const found = last && (last.judge || last.activation);
-  if (!found) return null;
-  const what = last.judge
-    ? `A judge that hears only the sound finds “${summary.concept}” in`
-    : "Harvested anew, the sound activates the feature at";
-  const digits = last.judge ? 0 : 1;
-  const d = found.steered_minus_random;
+function steeringSentence(s) {
+  const over = (arm) => {
+    const d = s.against[arm];
+    return `${signed(d.mean, 2)} (${signed(d.ci[0], 2)} to ${signed(d.ci[1], 2)})`;
+  };
   return make(
     "p",
     { class: "lede", style: "margin-bottom:14px" },
-    `${what} ${percent(found.unsteered, digits)} unsteered, `,
-    make("strong", {}, percent(found.steered, digits)),
-    ` steered, ${percent(found.random, digits)} along a random direction (difference ${signed(100 * d.mean, 1)} points, 95 % interval ${signed(100 * d.low, 1)} to ${signed(100 * d.high, 1)}, ${d.n} prompts).`,
+    `At strength ${s.strength} its concept, by the ${MEASURES[s.measure]}, goes from ${heard(s.measure, s.means.unsteered)} unsteered to `,
+    make("strong", {}, heard(s.measure, s.means.sae)),
+    `; along random directions it is ${heard(s.measure, s.means.random)}. In deviations of unsteered clips that is ${over("unsteered")} over them and ${over("random")} over random, ${s.pairs} pairs.`,
   );
 }

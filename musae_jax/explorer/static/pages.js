@@ -159,9 +159,10 @@ function truthPage() {
 function interval(d, scale) {
   if (!d) return "–";
   const x = (v) => 50 + Math.max(-48, Math.min(48, (v / scale) * 48));
+  const [low, high] = d.ci;
   return make(
     "div",
-    { title: `${signed(d.mean, 3)} (${signed(d.low, 3)} to ${signed(d.high, 3)}), ${d.n} pairs` },
+    { title: `${signed(d.mean, 2)} (${signed(low, 2)} to ${signed(high, 2)}), p ${number(d.p, 4)}, ${d.n} pairs` },
     draw(
       "svg",
       {
@@ -169,18 +170,11 @@ function interval(d, scale) {
         viewBox: "0 0 100 16",
         preserveAspectRatio: "none",
         role: "img",
-        "aria-label": `${signed(d.mean, 3)}, interval ${signed(d.low, 3)} to ${signed(d.high, 3)}`,
+        "aria-label": `${signed(d.mean, 2)}, interval ${signed(low, 2)} to ${signed(high, 2)}`,
       },
       draw("line", { class: "chance", x1: 50, x2: 50, y1: 1, y2: 15, "vector-effect": "non-scaling-stroke" }),
-      draw("line", {
-        class: "whisker",
-        x1: x(d.low),
-        x2: x(d.high),
-        y1: 8,
-        y2: 8,
-        "vector-effect": "non-scaling-stroke",
-      }),
-      draw("rect", { class: d.low > 0 ? "dot above" : "dot", x: x(d.mean) - 1.2, y: 3, width: 2.4, height: 10, rx: 1 }),
+      draw("line", { class: "whisker", x1: x(low), x2: x(high), y1: 8, y2: 8, "vector-effect": "non-scaling-stroke" }),
+      draw("rect", { class: low > 0 ? "dot above" : "dot", x: x(d.mean) - 1.2, y: 3, width: 2.4, height: 10, rx: 1 }),
     ),
   );
 }
@@ -194,115 +188,122 @@ function steeringPage() {
       make(
         "p",
         { class: "lede" },
-        "Each feature’s decoder direction is added at every step, scaled to the feature’s own maximum, and compared with the same prompt and noise left alone and with a random direction of equal norm. Whiskers: 95 % bootstrap intervals over prompts.",
+        "Each feature’s decoder direction is added at every step, and the sound compared with that of the same prompt and noise left alone, and with other vectors of the same norm. Gains are of the feature’s concept, in standard deviations of the unsteered clips; whiskers: 95 % bootstrap intervals over pairs.",
       ),
     ),
   );
-  const summary = data.steeringSummary;
-  if (!summary || !summary.features.length) {
+  const s = data.steeringSummary;
+  if (!s || !s.features.length) {
     page.append(make("div", { class: "panel empty" }, "No feature was steered in this run."));
     return page;
   }
-  const share = (o, m) => {
-    if (!o[m]) return "–";
-    const d = o[m].steered_minus_random;
-    return [
-      make("b", {}, `${o[m].above_random} of ${o[m].features}`),
-      " above random, ",
-      make("b", {}, String(o[m].above_unsteered)),
-      " above unsteered",
-      d
-        ? make(
-            "div",
-            { class: "quiet small" },
-            `mean ${signed(100 * d.mean, 1)} points against random (${signed(100 * d.low, 1)} to ${signed(100 * d.high, 1)})`,
-          )
-        : null,
-    ];
-  };
   page.append(
     make(
-      "div",
-      { class: "panel wide" },
-      make(
-        "table",
-        { "data-testid": "overall" },
-        make(
-          "thead",
-          {},
-          make(
-            "tr",
-            {},
-            ["Strength", "Judge", "Activation", "Descriptor of the name"].map((t) => make("th", { scope: "col" }, t)),
-          ),
-        ),
-        make(
-          "tbody",
-          {},
-          summary.overall.map((o) =>
-            make(
-              "tr",
-              {},
-              make("td", {}, signed(o.strength, 1)),
-              ["judge", "activation", "descriptor"].map((m) => make("td", {}, share(o, m))),
-            ),
-          ),
-        ),
-      ),
+      "p",
+      { "data-testid": "steering-summary" },
+      make("b", {}, `${percent(s.steered, 0)} of ${s.tested} features`),
+      ` take their concept above both the unsteered clips and a random direction (q < ${s.level}); ${percent(s.monotone, 0)} do so with every step of strength. ${percent(s.collapsed, 0)} of the steered clips break down. Measured by `,
+      Object.entries(s.measures)
+        .map(([measure, count]) => `${MEASURES[measure]} (${count})`)
+        .join(", "),
+      ".",
+    ),
+    make("h3", {}, "When the SAE wins, and when it does not"),
+    sortable(
+      [
+        { text: "The SAE against", value: (r) => r.arm, cell: (r) => ARMS[r.arm] },
+        { text: "Won", kind: "number", value: (r) => r.share_won, cell: (r) => percent(r.share_won, 0) },
+        { text: "Lost", kind: "number", value: (r) => r.share_lost, cell: (r) => percent(r.share_lost, 0) },
+        {
+          text: "Gain over it",
+          kind: "number",
+          value: (r) => r.effect,
+          cell: (r) =>
+            r.ci
+              ? [
+                  make("b", {}, signed(r.effect, 2)),
+                  make("span", { class: "quiet small" }, ` ${signed(r.ci[0], 2)} to ${signed(r.ci[1], 2)}`),
+                ]
+              : "–",
+        },
+        {
+          text: "Its own gain",
+          kind: "number",
+          value: (r) => r.own.gain,
+          cell: (r) => signed(r.own.gain, 2),
+        },
+        {
+          text: "Prompt kept",
+          kind: "number",
+          value: (r) => r.own.adherence,
+          cell: (r) => (r.own.adherence == null ? "–" : signed(r.own.adherence, 3)),
+          hint: "change of CLAP’s cosine of prompt and sound",
+        },
+        {
+          text: "KL, nats",
+          kind: "number",
+          value: (r) => mean(r.own.kl),
+          cell: (r) => number(mean(r.own.kl)),
+          hint: "of predictions on the same codes",
+        },
+        {
+          text: "KAD",
+          kind: "number",
+          value: (r) => r.own.kernel,
+          cell: (r) => number(r.own.kernel, 1),
+          hint: "distance of the sound from the corpus, by CLAP",
+        },
+        { text: "Broken", kind: "number", value: (r) => r.own.collapsed, cell: (r) => percent(r.own.collapsed, 0) },
+      ],
+      Object.keys(s.arms).map((arm) => ({ arm, ...s.against[arm], own: s.arms[arm] })),
+      "against",
+      3,
     ),
   );
-  const rows = summary.features.flatMap((f) => f.strengths.map((s) => ({ ...f, ...s, key: keyOf(f) })));
-  const scale = (m) =>
-    Math.max(
-      1e-9,
-      ...rows.map((r) =>
-        r[m] ? Math.max(Math.abs(r[m].steered_minus_random.low), Math.abs(r[m].steered_minus_random.high)) : 0,
-      ),
-    );
-  const [judgeScale, activationScale] = [scale("judge"), scale("activation")];
-  const three = (c, digits) =>
-    c
-      ? [
-          make("span", { class: "quiet" }, `${percent(c.unsteered, digits)} → `),
-          make("b", {}, percent(c.steered, digits)),
-          make("span", { class: "quiet" }, ` (random ${percent(c.random, digits)})`),
-        ]
-      : "–";
+  const widest = (of) => Math.max(1e-9, ...s.features.flatMap((r) => of(r).ci.map(Math.abs)));
+  const versus = (arm) => {
+    const scale = widest((r) => r.against[arm] || { ci: [0, 0] });
+    return {
+      text: `over ${ARMS[arm].toLowerCase()}`,
+      value: (r) => r.against[arm] && r.against[arm].mean,
+      cell: (r) => interval(r.against[arm], scale),
+    };
+  };
+  const steepest = widest((r) => r.slope);
   page.append(
     make("h3", {}, "Each feature"),
     sortable(
       [
-        { text: "Feature", kind: "number", value: (r) => r.feature, cell: (r) => featureLink(r.key, `#${r.feature}`) },
-        { text: "Name", value: (r) => r.name, cell: (r) => featureLink(r.key, r.name) },
-        { text: "Strength", kind: "number", value: (r) => r.strength, cell: (r) => signed(r.strength, 1) },
         {
-          text: "Judge’s probability",
-          value: (r) => r.judge && r.judge.steered_minus_random.mean,
-          cell: (r) => three(r.judge, 0),
+          text: "Feature",
+          value: (r) => r.feature,
+          cell: (r) => featureLink(keyOf(r), `#${r.feature} ${r.name}`),
         },
         {
-          text: "against random",
-          value: (r) => r.judge && r.judge.steered_minus_random.mean,
-          cell: (r) => (r.judge ? interval(r.judge.steered_minus_random, judgeScale) : "–"),
+          text: "By",
+          value: (r) => r.measure,
+          cell: (r) => `${MEASURES[r.measure]}${r.circular ? " ○" : ""}`,
+          hint: "○: it also named the feature, or confirmed its name",
         },
+        { text: "α", kind: "number", value: (r) => r.strength, cell: (r) => number(r.strength) },
+        { text: "Slope", value: (r) => r.slope.mean, cell: (r) => interval(r.slope, steepest) },
+        ...Object.keys(s.against).map(versus),
         {
-          text: "Activation, harvested anew",
-          value: (r) => r.activation && r.activation.steered_minus_random.mean,
-          cell: (r) => three(r.activation, 1),
-        },
-        {
-          text: "against random",
-          value: (r) => r.activation && r.activation.steered_minus_random.mean,
-          cell: (r) => (r.activation ? interval(r.activation.steered_minus_random, activationScale) : "–"),
+          text: "q",
+          kind: "number",
+          value: (r) => r.q,
+          cell: (r) => make(r.steered ? "b" : "span", {}, number(r.q, 3)),
+          hint: "above unsteered and random, corrected over features",
         },
       ],
-      rows,
+      s.features,
       "effects",
-      4,
+      3,
     ),
   );
   return page;
 }
+const mean = (values) => (values ? values.reduce((a, b) => a + b, 0) / values.length : null);
 function runPage() {
   const page = make("section", { class: "sheet", "aria-label": "About this run" });
   page.append(
