@@ -1,4 +1,4 @@
-"""A tiny model, an SAE of its stream, and ears that hear what is plain to see in a sound."""
+"""A tiny model and an SAE of its stream."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from musae_jax.labels.hearing import Hearing
-from musae_jax.labels.scores import Concept
 from musae_jax.models.decoder import DecoderConfig
 from musae_jax.models.encodec import EncodecConfig
 from musae_jax.models.musicgen import MusicGenConfig, random_musicgen
@@ -42,17 +40,3 @@ def stream_sae():
     params = {k: jnp.asarray(rng.normal(size=s) * 3, jnp.float32) for k, s in shapes.items()}
     params["threshold"] = jnp.zeros(7)
     return SAE(SAEConfig(12, 7, metadata={"hook_name": "blocks.0.resid_post"}), params, jnp.full(7, 6.0))
-
-
-def hear_level(source):
-    """An ear of loudness and of brightness, whose embedding is both."""
-
-    def hear(clip_ids, load):
-        sounds = [load(clip) for clip in clip_ids]
-        level = [np.log(np.sqrt((sound**2).mean()) + 1e-9) for sound in sounds]
-        rough = [np.log(np.abs(np.diff(sound)).mean() + 1e-9) for sound in sounds]
-        heard = np.stack([level, rough], 1).astype(np.float32)
-        concepts = (Concept("dynamics: loud", "dynamics"), Concept("brightness: bright", "brightness"))
-        return Hearing(source, tuple(clip_ids), concepts, heard, np.zeros((len(heard), 100, 0), np.float32), heard)
-
-    return hear

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from conftest import hear_level
+from plain_ears import hear_level
 
 from musae_jax.errors import MusaeError
 from musae_jax.files import read_json, read_json_lines
