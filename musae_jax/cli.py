@@ -106,9 +106,9 @@ class ValidateFlags:
 
     run: Path
     """The run folder."""
-    judge_llm: bool = False
+    judge_llm: bool | None = None
     """Let an audio LLM hear and judge the names of the surest features too. It is paid; what it has answered once is on
-    disk. Without this flag its judgements are left out again."""
+    disk. By default as `musae run` was told; --no-judge-llm leaves its judgements out again."""
     llm: LLMConfig = field(default_factory=LLMConfig)
     """The audio LLM, as `musae label` has it; remembered."""
 
@@ -322,8 +322,9 @@ def validate_verb(flags: ValidateFlags) -> str:
     if flags.llm != LLMConfig():
         llm = given_llm(run.config.label.llm, flags.llm)
         run = reconfigure(run, label=replace(run.config.label, llm=llm))
-    if flags.judge_llm:
-        run = replace(run, config=replace(run.config, validate=replace(run.config.validate, judge_llm=True)))
+    if flags.judge_llm is not None:
+        validate = replace(run.config.validate, judge_llm=flags.judge_llm)
+        run = replace(run, config=replace(run.config, validate=validate))
     with progress_bar("validate", console) as progress:
         seconds = run_stage(run, "validate", progress)
     return "\n".join(filter(None, (f"validate of {flags.run}: {seconds:.1f} s", told(run, "validate"))))

@@ -4,6 +4,7 @@ and to a run folder."""
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,7 +228,8 @@ def validate_names(run: "Run", fresh: "Run | None" = None, progress: Progress | 
         rows = examine(exam, mine, progress)
         _duck(run, activity, exam, rows, progress)
         judged += rows
-        exams[hook] = exam, rows
+        if run.config.validate.judge_llm:
+            exams[hook] = exam, rows
         features += [{"hook": hook, "sae": run.name, **row} for row in _features(exam, rows)]
         passed = [row for row in rows if row["passed"] and row["source"] != "truth"]
         filters += [{"hook": hook, **row} for row in sweep_filters(activity, passed)]
@@ -402,15 +404,20 @@ def _summary(
         clips = sae_named[0].score.clip_ids
         tracks = [run.tracks.get(clip, clip) for clip in clips]  # fresh clips are tracks of their own
         orders = shuffles(tracks, run.config.validate.permutations, run.config.seed)
-        for one, marks in zip(sae_named, mark_names(truth, sae_named, orders)):
-            for row, mark in zip(one.names, marks):
+        marks = mark_names(truth, sae_named, orders)
+        for one, mine in zip(sae_named, marks):
+            for row, mark in zip(one.names, mine):
                 row["truth"] = mark and {"lift": round(mark.lift, 4), "right": mark.right}
+
+        def table(of: Sequence[str]) -> dict[str, Any]:
+            rows = [[row["source"] in of for row in one.names] for one in sae_named]
+            names = [replace(one, names=list(compress(one.names, use))) for one, use in zip(sae_named, rows)]
+            return name_table(truth, names, orders, [list(compress(mine, use)) for mine, use in zip(marks, rows)])
+
         # controls are not put before an audio LLM: what stands beside them does without its names
-        alike = [replace(one, names=[row for row in one.names if row["source"] != "llm"]) for one in sae_named]
-        summary.update(name_table(truth, alike, orders))
+        summary.update(table([source for source in sources if source != "llm"]))
         summary["controls"] = {name: name_table(truth, named, orders)["overall"] for name, named in controls.items()}
         for source in sources:
-            mine = [replace(one, names=[row for row in one.names if row["source"] == source]) for one in sae_named]
             if source != "truth":
-                summary["sources"][source]["by_truth"] = name_table(truth, mine, orders)["overall"]
+                summary["sources"][source]["by_truth"] = table([source])["overall"]
     return summary

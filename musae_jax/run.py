@@ -21,7 +21,7 @@ from musae_jax.activations.source import Activations
 from musae_jax.activations.store import open_store
 from musae_jax.audio.clips import Clip, ClipSource, load_clip, load_truth, open_clips, split_tracks
 from musae_jax.compose.dataset import write_dataset
-from musae_jax.config import LabelConfig, RunConfig, SteerConfig, from_record, to_record
+from musae_jax.config import LabelConfig, RunConfig, SteerConfig, ValidateConfig, from_record, to_record
 from musae_jax.errors import MusaeError
 from musae_jax.explorer.report import write_report
 from musae_jax.features.exemplars import find_exemplars, save_clips, save_exemplars
@@ -45,6 +45,7 @@ from musae_jax.validation.splice import splice_folder
 
 Progress = Callable[[int, int, str], None]
 CONTROL = "random-weights"  # ends the name of everything made from the same architecture untrained
+RETOLD = {"label": LabelConfig, "validate": ValidateConfig, "steer": SteerConfig}
 FRESH = 2000  # added to a run's seed of composition: music on which nothing was chosen
 
 
@@ -158,11 +159,18 @@ def fresh_run(run: Run, progress: Progress | None = None) -> Run | None:
     config = dataclasses.replace(
         c,
         compose=dataclasses.replace(c.compose, clips=c.validate.fresh, seed=c.compose.seed + FRESH),
-        harvest=dataclasses.replace(c.harvest, store="", control=c.harvest.control and c.validate.controls),
+        harvest=dataclasses.replace(
+            c.harvest,
+            store="",
+            live=c.harvest.live or bool(c.harvest.store),  # who stores elsewhere has no room here
+            control=c.harvest.control and c.validate.controls,
+        ),
     )
     folder = run.folder / "validation" / f"fresh-{c.validate.fresh}"
     fresh = Run(folder, config)
-    vars(fresh)["model"] = run.model  # not a second copy
+    vars(fresh).update(model=run.model)  # no second copies
+    if fresh.config.harvest.control:
+        vars(fresh).update(control_model=run.control_model)
     compose_stage(fresh, progress)
     harvest_stage(fresh, progress)
     return fresh
@@ -273,12 +281,12 @@ def begin_run(config: RunConfig) -> Run:
     del record["until"]  # and gone on with
     path = folder / "run.json"
     if path.exists():
-        found = read_json(path)["config"]
-        for part, cls in {"label": LabelConfig, "steer": SteerConfig}.items():  # whose verbs may have been told since
-            if record[part] == to_record(cls()) and part in found:
-                record[part] = found[part]
-                config = dataclasses.replace(config, **{part: from_record(cls, found[part], f"{path}, {part}")})
-        changed = sorted(name for name in record if found.get(name) != record[name])
+        known = from_record(RunConfig, read_json(path)["config"], f"{path}, config")  # what it lacks has its default
+        # their verbs may have been told otherwise since; what is left at its default is as the run has it
+        retold = {name: getattr(known, name) for name, of in RETOLD.items() if record[name] == to_record(of())}
+        config = dataclasses.replace(config, **retold)
+        record, found = to_record(config), to_record(known)
+        changed = sorted(name for name in record if name not in ("out", "until") and found[name] != record[name])
         if changed:
             raise MusaeError(
                 f"{folder} holds a run with another {' and '.join(changed)}; choose another --out or delete that folder"

@@ -1,6 +1,7 @@
 """The stage that steers features of a run and measures what that does: what `steering` does with arrays, from and to a
 run folder."""
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -64,8 +65,11 @@ def steer_stage(run: "Run", progress: Progress | None = None) -> None:
         )
         for target in choose_targets(chosen, judge.names if judge else (), c.features)
     ]
-    if not targets:
-        return  # no name rose above its null, so there is nothing to steer by
+    if not targets:  # no name rose above its null, so there is nothing to steer by
+        shutil.rmtree(run.folder / "steering" / "sounds", ignore_errors=True)
+        for name in ("summary.json", "effects.jsonl", "sounds.jsonl"):
+            (run.folder / "steering" / name).unlink(missing_ok=True)
+        return
     config = EffectsConfig(
         strengths=c.strengths,
         strength=c.strength,
@@ -78,7 +82,9 @@ def steer_stage(run: "Run", progress: Progress | None = None) -> None:
     )
     activity = activity_of(run, layer)
     listeners = _listeners(run, activity, targets, judge)
-    others = {row["feature"]: row["name"] for row in chosen}
+    others: dict[int, set[str]] = {}
+    for row in chosen:
+        others.setdefault(row["feature"], set()).add(row["name"])
     one = _experiment(run, layer, activity, targets, config)
     measure_effects(one, targets, listeners, run.folder / "steering", others, run.name, progress)
 
@@ -91,7 +97,12 @@ def steer_like_the_paper(run: "Run", c: SteerConfig, progress: Progress | None =
         raise MusaeError("the paper's protocol needs a CLAP; name one with musae label --run RUN --clap ID")
     layer, activity = run.layers[0], activity_of(run, run.layers[0])
     kept = np.flatnonzero(load_statistics(run.features_folder(layer)).kept)
-    drawn = np.random.default_rng(run.config.seed).permutation(kept)[: c.features]
+    heard = sorted({one.feature for one in find_exemplars(activity, run.halves, kept, 0, EXEMPLARS, run.tracks)})
+    if not heard or c.features < 1:
+        raise MusaeError(
+            f"{len(heard)} kept features have exemplars in held-out tracks and {c.features} are asked for; it takes one"
+        )
+    drawn = np.random.default_rng(run.config.seed).permutation(heard)[: c.features]
     targets = [Target(int(f), f"feature {f}", prompts=(PROMPT,)) for f in sorted(drawn)]
     config = EffectsConfig(
         strengths=(1.0,),
@@ -204,7 +215,7 @@ def _directions(
     by_clip, by_frame = {}, {}
     for target in targets:
         fires = fired[target.feature]
-        if "inactive" in asked and fires.any():
+        if "inactive" in asked and fires.any() and not fires.all():
             other = inactive_feature(clip_mean, fires, target.feature)
             directions[target.feature]["inactive"] = inactive_direction(sae, target.feature, other)
         known = [n for n, one in enumerate(truth.concepts) if one.name in counterparts(target.name)] if truth else []

@@ -28,7 +28,7 @@ HOOK, SAE = "blocks.1.resid_post", "matryoshka-batchtopk-64-k8"
 FLAGS = (
     "--compose.clips", "24", "--compose.seconds", "2", "--train.steps", "30", "--train.d-sae", "64", "--train.k", "8",
     "--train.batch-size", "128", "--features.maximum-share", "1.0", "--label.permutations", "19",
-    "--validate.permutations", "19", "--validate.fresh", "12", "--steer.features", "1", "--steer.clips", "2",
+    "--validate.permutations", "19", "--validate.fresh", "10", "--steer.features", "1", "--steer.clips", "2",
     "--steer.seconds", "1",
 )  # fmt: skip
 
@@ -92,7 +92,7 @@ def test_every_stage_leaves_its_files(whole):
     for source, found in summary["sources"].items():
         assert found["named"] == sum(row["source"] == source for row in rows) and found["scored_by"] != source
     assert {"precision", "recall"} <= set(summary["overall"]) and len(summary["families"]) > 5
-    assert summary["marked_on"] == {"clips": 12, "fresh": True}
+    assert summary["marked_on"] == {"clips": 10, "fresh": True}
 
 
 def test_a_finished_run_is_left_alone_and_another_config_refused(whole, tiny_folder, capsys):

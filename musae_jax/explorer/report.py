@@ -108,7 +108,10 @@ def _steering(run: Path) -> dict[str, Any]:
     rows: dict[Key, list[dict[str, Any]]] = {}
     for row in optional(run / "steering" / "sounds.jsonl", []):
         rows.setdefault(key_of(row), []).append({k: v for k, v in row.items() if k not in ("hook", "sae", "feature")})
-    return {"rows": rows, "summary": optional(run / "steering" / "summary.json", None)}
+    summary = optional(run / "steering" / "summary.json", None)
+    if summary is not None and "against" not in summary:  # of a run by an older version
+        rows, summary = {}, None
+    return {"rows": rows, "summary": summary}
 
 
 def _choose(folders: list[Path], labels: dict[Key, list[dict]], steering: dict[str, Any], count: int) -> set[Key]:

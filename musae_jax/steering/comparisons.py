@@ -50,7 +50,8 @@ def bootstrap(values: Any, resamples: int = 2000, seed: int = 0) -> list[float]:
 
 
 def compare(differences: Any, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """{"mean", "ci", "d", "p", "n"} of paired differences [n]; p as in `sign_flip_p`."""
+    """{"mean", "ci", "d", "p", "p_below", "n"} of paired differences [n]: p as in `sign_flip_p`, that they are above 0,
+    and that they are below."""
     differences = np.asarray(differences, float)
     d = cohens_d(differences)
     return {
@@ -58,6 +59,7 @@ def compare(differences: Any, resamples: int = 2000, seed: int = 0) -> dict[str,
         "ci": [round(bound, 6) for bound in bootstrap(differences, resamples, seed)],
         "d": None if d is None else round(d, 4),
         "p": round(float(sign_flip_p(differences, seed)), 7),
+        "p_below": round(float(sign_flip_p(-differences, seed)), 7),
         "n": len(differences),
     }
 

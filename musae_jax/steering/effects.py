@@ -10,7 +10,7 @@ clips, in `calibration` clips whose seeds are not used again.
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from musae_jax.audio.io import write_audio
 from musae_jax.errors import MusaeError
 from musae_jax.files import write_json, write_json_lines
+from musae_jax.labels.vocabulary import counterparts
 from musae_jax.steering.arms import Row, Target, pair_number, plan_rows
 from musae_jax.steering.experiment import EffectsConfig, Experiment, Progress, drift_of, make_codes, sound_of
 from musae_jax.steering.listening import Heard, Listeners, hear_concept, hear_target
@@ -95,35 +96,38 @@ def measure_effects(
     targets: Sequence[Target],
     listeners: Listeners,
     out: str | Path,
-    others: Mapping[int, str] | None = None,
+    others: Mapping[int, Iterable[str]] | None = None,
     name: str = "",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Generates, measures and compares; writes effects.jsonl, sounds.jsonl, summary.json and sounds/*.ogg to `out`.
 
-    `others` are features with names, on which side effects are measured; `name` is the SAE's in the run folder. Returns
+    `others` are features with the names they bear: side effects are measured on those of other meaning. `name` is the
+    SAE's in the run folder. Returns
     the summary. A call that was killed goes on with the batches it had made.
 
     Raises:
       MusaeError: there is nothing to steer.
     """
-    c, out, others = one.config, Path(out), others or {}
+    c, out = one.config, Path(out)
     if not targets:
         raise MusaeError("there is no feature to steer; name some first, with musae label")
+    meanings = {feature: _meant(names) for feature, names in (others or {}).items()}
     main = calibrate(one, targets, listeners, out, progress)
     arms = {target.feature: one.arms(target.feature) for target in targets}
     rows = plan_rows(targets, arms, c.strengths, main, c.clips, c.calibration)
     table = Table(rows, targets, c.clips, c.calibration)
     codes = make_codes(one, rows, out, progress)
     drift = _drift(one, table, codes)
-    features = sorted({*others, *main})
+    features = sorted({*meanings, *main})
     readings, records, sounds = [], [], []
     for number, target in enumerate(targets, start=1):
         places, doses = table.of(target)
+        own = _meant([target.name])
         mine = [rows[place] for place in places]
         heard = hear_target(one, target, listeners, mine, codes[places], features)
         values = {**heard.values, "kl": drift[places].mean(1)}
-        others_at = [features.index(f) for f, named in others.items() if f != target.feature and named != target.name]
+        others_at = [features.index(f) for f, other in meanings.items() if f != target.feature and not own & other]
         readings.append(_reading(target, main[target.feature], heard, doses, drift[places], others_at, c))
         about = {"hook": one.sae.config.hook, "sae": name, "feature": target.feature, "name": target.name}
         for (arm, strength), at in doses.items():
@@ -145,6 +149,9 @@ def measure_effects(
     summary["config"] = dataclasses.asdict(c)
     write_json(out / "summary.json", summary)
     shutil.rmtree(out / "codes")
+    for path in (out / "sounds").glob("*.ogg"):  # of what was steered before
+        if path.relative_to(out).as_posix() not in {row["sound"] for row in sounds}:
+            path.unlink()
     return summary
 
 
@@ -168,6 +175,10 @@ def _reading(
         embedding={} if heard.embedding is None else {dose: heard.embedding[at] for dose, at in doses.items()},
         measures=config.measures,
     )
+
+
+def _meant(names: Iterable[str]) -> set[str]:
+    return {meaning for name in names for meaning in counterparts(name) or (name,)}
 
 
 def _file(row: Row) -> str:

@@ -50,7 +50,7 @@ def read_schedules(requests: Sequence[str], features: Iterable[int]) -> dict[int
     everywhere, own = [], {}
     for request in requests:
         feature, _, rest = request.partition(":")
-        if not feature.strip().isdigit():
+        if not feature.strip().isdecimal():
             everywhere.append(request)
         elif int(feature) in own:
             raise MusaeError(f"--schedule names feature {int(feature)} more than once; give it one schedule")

@@ -71,9 +71,9 @@ def onsets(
     for start in starts:
         _check_within(start, seconds)
     times = _times(seconds, frame_rate)
-    since = times[:, None] - np.sort(np.asarray(starts, float))  # [P, N]
-    since = np.where(since >= -1e-9, since, np.inf).min(1, initial=np.inf)
-    return np.exp2(-np.maximum(since, 0) / half_life).astype(np.float32)
+    struck = np.concatenate([[-np.inf], np.sort(np.asarray(starts, float))])
+    last = struck[np.searchsorted(struck, times + 1e-9, side="right") - 1]  # [P]
+    return np.exp2(-np.maximum(times - last, 0) / half_life).astype(np.float32)
 
 
 def beats(

@@ -79,7 +79,7 @@ def summarise(
     should go. Gains are in standard deviations of the unsteered clips.
     """
     known = [one for one in readings if one.measure]
-    rows = [_feature(one, resamples, seed) for one in known]
+    rows = [_feature(one, level, resamples, seed) for one in known]
     joint = corrected(np.asarray([max(row["against"][arm]["p"] for arm in ("unsteered", "random")) for row in rows]))
     by_slope = corrected(np.asarray([max(row["slope"]["p"], row["slope_over_random"]["p"]) for row in rows]))
     for row, q, slope_q in zip(rows, joint, by_slope):
@@ -103,7 +103,7 @@ def summarise(
     }
 
 
-def _feature(one: Readings, resamples: int, seed: int) -> dict[str, Any]:
+def _feature(one: Readings, level: float, resamples: int, seed: int) -> dict[str, Any]:
     values, sign = one.values[one.measure], 1 if one.main >= 0 else -1
     spread = max(float(values[PLAIN].std(ddof=1)) if len(values[PLAIN]) > 1 else 0.0, 1e-9)
     mine = values["sae", one.main]
@@ -139,8 +139,8 @@ def _feature(one: Readings, resamples: int, seed: int) -> dict[str, Any]:
         "prompts": list(one.target.prompts),
         "slope": compare(steep["sae"], resamples, seed),
         "slope_over_random": compare(steep["sae"] - steep["random"], resamples, seed),
-        "monotone": is_monotone(doses, curve["sae"]),
-        "monotone_to_strength": is_monotone([doses[n] for n in near], curve["sae"][near]),
+        "monotone": is_monotone(doses, curve["sae"], level, seed),
+        "monotone_to_strength": is_monotone([doses[n] for n in near], curve["sae"][near], level, seed),
         "curve": {
             arm: [{"strength": a, "mean": _round(m), "ci": _rounded(bootstrap(v, resamples, seed))}
                   for a, m, v in zip(doses, of.mean(1), of)]
@@ -166,10 +166,10 @@ def _feature(one: Readings, resamples: int, seed: int) -> dict[str, Any]:
 def _at_fixed_adherence(
     one: Readings, arm: str, values: Mapping[Dose, np.ndarray], spread: float
 ) -> dict[str, float | None]:
-    """Gain at the largest strength at which no more adherence is lost than may be; without prompts, at which the
-    predictions drift no farther. An arm for which there is none such gains nothing, at strength 0."""
-    kept = {"strength": 0.0, "gain": 0.0}
-    for strength in sorted(a for of, a in values if of == arm and (a > 0 or arm == "prompt")):
+    """Gain at the largest strength of the sign compared at which no more adherence is lost than may be; without
+    prompts, at which the predictions drift no farther. An arm that has none such gains nothing, at strength 0."""
+    kept, sign = {"strength": 0.0, "gain": 0.0}, 1 if one.main >= 0 else -1
+    for strength in sorted((a for of, a in values if of == arm and (sign * a > 0 or arm == "prompt")), key=abs):
         at = (arm, strength)
         adherence = one.values.get("adherence")
         asked = np.isfinite(adherence[PLAIN]) if adherence is not None else np.zeros(0, bool)
@@ -179,7 +179,7 @@ def _at_fixed_adherence(
         else:
             allowed = float(one.drift[at].mean()) <= DRIFT
         if allowed:
-            kept = {"strength": strength, "gain": _round(float((values[at] - values[PLAIN]).mean() / spread))}
+            kept = {"strength": strength, "gain": _round(sign * float((values[at] - values[PLAIN]).mean() / spread))}
     return kept
 
 
@@ -201,8 +201,7 @@ def _against(rows: Sequence[Mapping[str, Any]], arm: str, level: float, resample
     """Over the features that have this arm: shares won and lost beyond luck, and the mean difference in gain."""
     found = [row["against"][arm] for row in rows if arm in row["against"]]
     q = corrected(np.asarray([one["p"] for one in found]))
-    # one-sided p of the other direction, the observed value being counted in both
-    lost = corrected(np.asarray([min(1.0, 1 - one["p"] + 2.0 ** -one["n"]) for one in found]))
+    lost = corrected(np.asarray([one["p_below"] for one in found]))
     effects = [one["mean"] for one in found]
     told = compare(effects, resamples, seed)
     return {

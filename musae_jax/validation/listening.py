@@ -16,8 +16,8 @@ CLIPS = 16  # heard for a name: half of them fire, a quarter are near misses
 def clips_to_hear(
     fires: np.ndarray, near: np.ndarray, tracks: Sequence[str], order: np.ndarray, count: int = CLIPS
 ) -> list[int]:
-    """Numbers of at most `count` clips, each of another track, of clips in which a feature fires, bool [n]: as many
-    firing as silent ones, and half of the silent ones near misses, bool [n], as far as there are any.
+    """Numbers of at most `count` clips, each of another track, of clips in which a feature fires, bool [n]: in turn
+    firing and silent ones, and half of the silent ones near misses, bool [n], as far as there are any.
 
     They are the first in `order` [n]. One random order for all features lets those of one name share clips.
     """

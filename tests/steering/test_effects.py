@@ -51,7 +51,7 @@ def one(mg, stream_sae):
 @pytest.fixture(scope="module")
 def made(one, tmp_path_factory):
     out, seen = tmp_path_factory.mktemp("whole"), []
-    others = {0: "other", 2: "dynamics: loud", 5: "brightness: bright"}
+    others = {0: ["other"], 2: ["dynamics: loud"], 5: ["brightness: bright"]}
     summary = measure_effects(one, TARGETS, LISTENERS, out, others, "main", lambda *step: seen.append(step))
     return out, summary, seen
 
@@ -165,7 +165,7 @@ def test_a_killed_call_goes_on_and_ends_with_the_same_files(one, made, tmp_path,
         if calls.count("clips") == 5:
             raise KeyboardInterrupt
 
-    others = {0: "other", 2: "dynamics: loud", 5: "brightness: bright"}
+    others = {0: ["other"], 2: ["dynamics: loud"], 5: ["brightness: bright"]}
     with pytest.raises(KeyboardInterrupt):
         measure_effects(one, TARGETS, LISTENERS, tmp_path, others, "main", killed)
     kept = len(list(tmp_path.glob("codes/*/*.safetensors")))

@@ -194,7 +194,7 @@ function steeringPage() {
   );
   const s = data.steeringSummary;
   if (!s || !s.features.length) {
-    page.append(make("div", { class: "panel empty" }, "No feature was steered in this run."));
+    page.append(make("div", { class: "panel empty" }, "No feature was steered in this run; musae steer does it."));
     return page;
   }
   page.append(
@@ -202,7 +202,7 @@ function steeringPage() {
       "p",
       { "data-testid": "steering-summary" },
       make("b", {}, `${percent(s.steered, 0)} of ${s.tested} features`),
-      ` take their concept above both the unsteered clips and a random direction (q < ${s.level}); ${percent(s.monotone, 0)} do so with every step of strength. ${percent(s.collapsed, 0)} of the steered clips break down. Measured by `,
+      ` take their concept above both the unsteered clips and a random direction (q < ${s.level}); ${percent(s.monotone, 0)} of all rise with every step of strength. ${percent(s.collapsed, 0)} of the steered clips break down. Measured by `,
       Object.entries(s.measures)
         .map(([measure, count]) => `${MEASURES[measure]} (${count})`)
         .join(", "),
