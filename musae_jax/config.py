@@ -182,7 +182,7 @@ class SteerConfig:
 
     features: int = 3
     """How many features to steer."""
-    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    strengths: tuple[float, ...] = (1.0, 2.0)
     """What the SAE's and the random direction are made at, in units of each feature's own largest activation; below 0
     the feature is taken away."""
     strength: float | None = None

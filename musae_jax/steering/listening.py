@@ -74,7 +74,7 @@ def hear_target(
     told, in shares of their greatest, the target's among them."""
     audio = sound_of(one, codes)
     values, heard = hear_concept(target, listeners, audio)
-    active = remeasure(one.mg, one.sae, audio, features, one.config.batch_size)
+    active = remeasure(one.mg, one.sae, audio, features, min(one.config.batch_size, len(audio)))
     active = active / np.maximum(one.maximum[list(features)], 1e-12)
     values["activation"] = active[:, list(features).index(target.feature)]
     adherence = _adherence(rows, heard, listeners)
