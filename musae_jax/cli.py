@@ -106,9 +106,9 @@ class ValidateFlags:
 
     run: Path
     """The run folder."""
-    judge_llm: bool | None = None
+    judge_llm: bool = False
     """Let an audio LLM hear and judge the names of the surest features too. It is paid; what it has answered once is on
-    disk. By default as `musae run` was told; --no-judge-llm leaves its judgements out again."""
+    disk. Without this flag its judgements are left out again, but where `musae run` was told of it."""
     llm: LLMConfig = field(default_factory=LLMConfig)
     """The audio LLM, as `musae label` has it; remembered."""
 
@@ -320,8 +320,8 @@ def validate_verb(flags: ValidateFlags) -> str:
     if flags.llm != LLMConfig():
         llm = given_llm(run.config.label.llm, flags.llm)
         run = reconfigure(run, label=replace(run.config.label, llm=llm))
-    if flags.judge_llm is not None:
-        validate = replace(run.config.validate, judge_llm=flags.judge_llm)
+    if flags.judge_llm:
+        validate = replace(run.config.validate, judge_llm=True)
         run = replace(run, config=replace(run.config, validate=validate))
     with progress_bar("validate", console) as progress:
         seconds = run_stage(run, "validate", progress)

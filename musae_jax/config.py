@@ -188,7 +188,7 @@ class SteerConfig:
     strength: float | None = None
     """The strength at which all arms are compared; by default each feature's own, that one of strengths which does most
     on clips apart."""
-    clips: int = 8
+    clips: int = 10
     """Generated clips per feature, arm and strength: prompts in turn, each time with another seed."""
     calibration: int = 4
     """Clips apart per feature and strength, on which its own is chosen."""
