@@ -128,7 +128,7 @@ class SteerFlags:
     run: Path
     """The run folder."""
     steer: tyro.conf.OmitArgPrefixes[SteerConfig] = field(
-        default_factory=lambda: SteerConfig(features=20, strengths=(-1.0, 0.5, 1.0, 2.0, 4.0), clips=24, calibration=12)
+        default_factory=lambda: SteerConfig(features=20, strengths=(-1.0, 1.0, 2.0, 4.0), clips=16, calibration=8)
     )
     preset: Literal["controls", "paper"] = "controls"
     """paper: the protocol of arXiv 2505.18186, Table 2: features that the filter keeps, the prompt "Simple melody",
@@ -228,11 +228,12 @@ class TrainEarsFlags:
 
 
 def run_verb(config: RunConfig) -> str:
-    from musae_jax.llm_stage import told
+    from musae_jax.llm_stage import check_llm, told
     from musae_jax.progress import progress_bar
     from musae_jax.run import STAGES, begin_run, is_done, run_stage
 
     run = begin_run(config)
+    check_llm(run)
     stages = list(STAGES)
     for stage in stages[: stages.index(config.until) + 1]:
         if is_done(run, stage):

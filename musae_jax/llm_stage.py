@@ -88,6 +88,15 @@ def judge_by_llm(
             row["others"]["llm"] = {"auroc": round(found[0], 4), "p": round(found[1], 5), "n": len(answered)}
 
 
+def check_llm(run: "Run") -> None:
+    """Raises at the beginning, where a run is to ask an audio LLM, what would end it after hours: no model, no key."""
+    if "llm" not in run.config.label.sources and not run.config.validate.judge_llm:
+        return
+    if not run.config.label.llm.model:
+        raise MusaeError("an audio LLM that names or judges needs a model; give --label.llm.model, or do without it")
+    LLMClient(run.config.label.llm, run.folder / "labels" / "llm")
+
+
 def _ask(run: "Run", stage: str, hook: str, features: int, questions: Callable[[LLMClient], Answers]) -> Answers:
     """The answers to `questions`; what they cost is written whether or not they are all answered."""
     llm = LLMClient(run.config.label.llm, run.folder / "labels" / "llm")

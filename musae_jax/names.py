@@ -27,7 +27,7 @@ from musae_jax.labels.tags import hear_tags
 from musae_jax.labels.truth import measure_truth, summarise_table, truth_table
 from musae_jax.labels.vocabulary import MUSIC, POCKET
 from musae_jax.labels.zero_shot import hear_words, with_any_text
-from musae_jax.llm_stage import judge_by_llm, name_by_llm
+from musae_jax.llm_stage import check_llm, judge_by_llm, name_by_llm
 from musae_jax.models.ast import load_tagger
 from musae_jax.models.clap_checkpoints import load_clap
 from musae_jax.pocket import CLAP, TAGGERS
@@ -146,8 +146,7 @@ def _tags(name: str, clips: Sequence[str], load: Callable, rate: int, progress: 
 def label_stage(run: "Run", progress: Progress | None = None) -> None:
     """Names from every source, and the table of truth where the music has one."""
     c, seed = run.config.label, run.config.seed
-    if "llm" in c.sources and not c.llm.model:
-        raise MusaeError("the source llm needs a model; give --label.llm.model, or leave llm out of --label.sources")
+    check_llm(run)
     heard = hear(run, c.sources, progress)
     names, table, summaries = [], [], []
     for layer in run.layers:
@@ -212,8 +211,7 @@ def firing_anew(run: "Run", fresh: Activity | None, confirmed: Firing, most: flo
 def validate_names(run: "Run", fresh: "Run | None" = None, progress: Progress | None = None) -> None:
     """RUN/validation: names.jsonl (each name judged by another source), features.jsonl (each feature's coherence,
     family and bucket), filters.jsonl, summary.json. `fresh` is music on which the composer's truth marks the names."""
-    if run.config.validate.judge_llm and not run.config.label.llm.model:
-        raise MusaeError("an audio LLM that judges needs a model; give --label.llm.model, or leave out judge_llm")
+    check_llm(run)
     heard = hear(run, progress=progress)  # who did not name may still judge
     names = read_json_lines(run.folder / "labels" / "labels.jsonl")
     truth, out = None, run.folder / "validation"

@@ -1,6 +1,6 @@
 """The road: the stages of a run folder in order, each a function that reads what the last one wrote.
 
-Every stage is resumable by itself; `run_road` also skips the stages that run.json calls done. The layout of a run
+Every stage is resumable by itself; `musae run` also skips the stages that run.json calls done. The layout of a run
 folder is in the README.
 """
 
@@ -269,7 +269,7 @@ STAGES: dict[str, Callable[[Run, Progress | None], None]] = {
 
 
 def open_run(folder: str | Path, process: int = 0, processes: int = 1) -> Run:
-    """The run in a folder that `run_road` or a stage verb has begun."""
+    """The run in a folder that `musae run` has begun."""
     record = read_json(Path(folder) / "run.json")
     return Run(Path(folder), from_record(RunConfig, record["config"], f"{folder}/run.json"), process, processes)
 

@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +20,7 @@ from musae_jax.models.chroma import LONGEST as LONGEST_MELODY
 from musae_jax.models.edits import Edits
 from musae_jax.models.generate import generate_stream
 from musae_jax.models.layout import equal_rows, place_musicgen
-from musae_jax.models.musicgen import MusicGen, MusicGenConfig, encode_text, refuse_melody
+from musae_jax.models.musicgen import MusicGen, MusicGenConfig, encode_prompts, refuse_melody
 from musae_jax.sae.sae import SAE
 from musae_jax.steering.requests import find_sae, read_schedules, read_strengths, requested_edits, run_model
 from musae_jax.steering.schedules import read_schedule
@@ -67,7 +66,7 @@ def write_sounds(config: GenerateConfig, progress: Callable[[int, int, str], Non
     chunks = generate_stream(
         c,
         mg.params,
-        _text(mg, prompts),
+        encode_prompts(mg, prompts) if any(prompts) else None,
         jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), np.array(numbers)),  # whoever makes it
         seconds=config.seconds,
         guidance_scale=config.guidance_scale,
@@ -199,15 +198,6 @@ def _steering(
 
 def _slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "unconditional"
-
-
-def _text(mg: MusicGen, prompts: tuple[str, ...]) -> Any:
-    """The prompts' states; an empty prompt among others attends to nothing (as audiocraft's conditioner has it)."""
-    if not any(prompts):
-        return None
-    text = encode_text(mg, list(prompts))
-    asked = np.array([bool(prompt) for prompt in prompts])[:, None]
-    return text.replace(states=text.states * asked[..., None], mask=text.mask * asked)
 
 
 def _read_melody(config: GenerateConfig, c: MusicGenConfig, seconds: float) -> np.ndarray:

@@ -104,6 +104,14 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(whole, tiny_fol
     assert files(whole) == before
 
 
+def test_what_an_audio_llm_lacks_is_told_at_the_beginning(tmp_path, tiny_folder, monkeypatch, capsys):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for flags, said in (((), "needs a model"), (("--label.llm.model", "a-model"), "there is no key for openai")):
+        out = tmp_path / f"run{len(flags)}"
+        assert cli.main([*road(out, tiny_folder), "--label.sources", "truth", "llm", *flags]) == 2
+        assert said in capsys.readouterr().err.replace("\n", " ") and not (out / "music").exists()
+
+
 def test_a_stage_verb_works_on_a_run(whole, capsys):
     before = files(whole)
     (whole / "labels" / "heard-descriptors.safetensors").write_bytes(b"half a fi")

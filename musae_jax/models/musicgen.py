@@ -134,6 +134,13 @@ def encode_text(mg: MusicGen, texts: Sequence[str] | Any, mask: Any = None) -> T
     return text_states(mg.config, mg.params, ids, mask.astype(jnp.int32))
 
 
+def encode_prompts(mg: MusicGen, prompts: Sequence[str]) -> TextStates:
+    """States of prompts of which some may be empty: those attend to nothing (as audiocraft's conditioner has it)."""
+    text = encode_text(mg, list(prompts))
+    asked = np.asarray([bool(prompt) for prompt in prompts])[:, None]
+    return text.replace(states=text.states * asked[..., None], mask=text.mask * asked)
+
+
 def forward(
     config: MusicGenConfig,
     params: Any,

@@ -24,9 +24,7 @@ from musae_jax.steering.arms import Row, Target, pair_number, plan_rows
 from musae_jax.steering.experiment import EffectsConfig, Experiment, Progress, drift_of, make_codes, sound_of
 from musae_jax.steering.listening import Heard, Listeners, hear_concept, hear_target
 from musae_jax.steering.measures import collapses
-from musae_jax.steering.summary import Readings, summarise
-
-Dose = tuple[str, float]  # arm, strength
+from musae_jax.steering.summary import Dose, Readings, summarise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from musae_jax.files import atomic_path
 from musae_jax.models.decoder import TextStates
 from musae_jax.models.edits import Edits
 from musae_jax.models.generate import generate
-from musae_jax.models.musicgen import MusicGen, decode_codes, encode_text
+from musae_jax.models.musicgen import MusicGen, decode_codes, encode_prompts
 from musae_jax.sae.sae import SAE
 from musae_jax.steering.arms import ARMS, Row, pair_number, row_vectors
 from musae_jax.steering.drift import prediction_drift
@@ -94,13 +94,6 @@ class Experiment:
         return Edits(vectors={layer: branches * values[chosen][None, :, None] for layer, values in vectors.items()})
 
 
-def prompt_states(mg: MusicGen, texts: Sequence[str]) -> TextStates:
-    """States of texts; an empty one attends to nothing."""
-    text = encode_text(mg, list(texts))
-    asked = np.asarray([bool(one) for one in texts])[:, None]
-    return text.replace(states=text.states * asked[..., None], mask=text.mask * asked)
-
-
 def make_codes(one: Experiment, rows: Sequence[Row], out: Path, progress: Progress | None = None) -> np.ndarray:
     """Codes int32 [R, K, T] of every row, in batches of one shape.
 
@@ -114,7 +107,7 @@ def make_codes(one: Experiment, rows: Sequence[Row], out: Path, progress: Progre
         digest.update(np.ascontiguousarray(vectors[layer]).tobytes())
     cache = out / "codes" / digest.hexdigest()[:16]
     texts = sorted({row.text for row in rows})
-    states = prompt_states(mg, texts)
+    states = encode_prompts(mg, texts)
     pairs = sorted({(row.prompt, row.seed) for row in rows})
     numbers = jnp.asarray([pair_number(prompt, seed) for prompt, seed in pairs], jnp.uint32)
     keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(c.seed), number))(numbers)
@@ -168,7 +161,7 @@ def drift_of(
     mg, c = one.mg, one.config
     vectors = one.vectors(rows)
     texts = sorted({row.text for row in rows})
-    states = prompt_states(mg, texts)
+    states = encode_prompts(mg, texts)
 
     def asked(at: np.ndarray) -> TextStates:
         which = jnp.asarray([texts.index(rows[n].text) for n in at])

@@ -6,15 +6,14 @@ import scipy.linalg
 
 from musae_jax.models.delay import delayed_targets
 from musae_jax.models.edits import Edits
-from musae_jax.models.musicgen import forward
+from musae_jax.models.musicgen import encode_prompts, forward
 from musae_jax.steering.drift import frechet_distance, kernel_distance, prediction_drift
-from musae_jax.steering.experiment import prompt_states
 
 
 def test_drift_is_the_divergence_of_guided_predictions(mg):
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 16, (3, 2, 9))
-    text, asked = prompt_states(mg, ["slow piano", "", "flute"]), prompt_states(mg, ["slow piano", "", "fast flute"])
+    text, asked = encode_prompts(mg, ["slow piano", "", "flute"]), encode_prompts(mg, ["slow piano", "", "fast flute"])
     vector = rng.normal(size=(2, 3, 1, 12)).astype(np.float32)
     found = np.asarray(prediction_drift(mg.config, mg.params, codes, text, asked, Edits(vectors={1: vector}), 3.0))
     log_p = []

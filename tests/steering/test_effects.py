@@ -12,10 +12,11 @@ from plain_ears import hear_level
 from musae_jax.errors import MusaeError
 from musae_jax.files import read_json, read_json_lines
 from musae_jax.models.generate import generate
+from musae_jax.models.musicgen import encode_prompts
 from musae_jax.steering import experiment
 from musae_jax.steering.arms import Target, plan_rows
 from musae_jax.steering.effects import calibrate, measure_effects
-from musae_jax.steering.experiment import EffectsConfig, Experiment, make_codes, prompt_states
+from musae_jax.steering.experiment import EffectsConfig, Experiment, make_codes
 from musae_jax.steering.listening import Listeners
 
 CONFIG = EffectsConfig(
@@ -77,7 +78,7 @@ def test_a_row_is_what_generate_makes_of_its_vector(one, tmp_path, branches):
     number = experiment.pair_number("slow piano", rows[at].seed)
     vector = 6.0 * np.asarray(one.sae.params["W_dec"][2])
     made = generate(
-        one.mg.config, one.mg.params, prompt_states(one.mg, ["slow piano"]),
+        one.mg.config, one.mg.params, encode_prompts(one.mg, ["slow piano"]),
         jax.random.fold_in(jax.random.key(0), np.uint32(number))[None], seconds=0.6, top_k=0, audio=False,
         edits=experiment.Edits(vectors={0: np.stack([vector, vector * (branches == "both")])[:, None, None]}),
     )  # fmt: skip
@@ -85,7 +86,7 @@ def test_a_row_is_what_generate_makes_of_its_vector(one, tmp_path, branches):
 
 
 def test_an_empty_prompt_attends_to_nothing(mg):
-    states = prompt_states(mg, ["", "slow piano"])
+    states = encode_prompts(mg, ["", "slow piano"])
     assert not np.asarray(states.mask[0]).any() and not np.asarray(states.states[0]).any()
     assert np.asarray(states.mask[1]).any()
 
