@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from llm_server import KEY, LLMServer
 
 from musae_jax import cli
 from musae_jax.config import RunConfig, from_record
-from musae_jax.files import write_json_lines
+from musae_jax.errors import MusaeError
+from musae_jax.files import write_json, write_json_lines
 from musae_jax.labels.llm.cache import ReplyCache
 from musae_jax.labels.llm.messages import wav
 from musae_jax.names import activity_of, firing_of
@@ -110,6 +112,19 @@ def test_what_an_audio_llm_lacks_is_told_at_the_beginning(tmp_path, tiny_folder,
         out = tmp_path / f"run{len(flags)}"
         assert cli.main([*road(out, tiny_folder), "--label.sources", "truth", "llm", *flags]) == 2
         assert said in capsys.readouterr().err.replace("\n", " ") and not (out / "music").exists()
+
+
+def test_a_run_that_an_older_version_began_goes_on(tmp_path):
+    config = RunConfig(out=tmp_path)
+    begin_run(config)
+    record = json.loads((tmp_path / "run.json").read_text())
+    record["config"]["validate"] = {"strong": 0.8, "draws": 200}  # what it did not know has its default now
+    del record["config"]["steer"]
+    write_json(tmp_path / "run.json", record)
+    again = begin_run(config).config
+    assert (again.validate.strong, again.validate.fresh, again.steer) == (0.8, 200, config.steer)
+    with pytest.raises(MusaeError, match="another validate"):
+        begin_run(replace(config, validate=replace(config.validate, strong=0.9)))
 
 
 def test_a_stage_verb_works_on_a_run(whole, capsys):
