@@ -17,6 +17,7 @@ from musae_jax.compilation import keep_compiled
 from musae_jax.config import ComposeConfig, GenerateConfig, RunConfig, SteerConfig, read_yaml
 from musae_jax.errors import MusaeError
 from musae_jax.labels.llm.config import LLMConfig
+from musae_jax.pocket.verbs import TRAININGS
 from musae_jax.verb import Verb, console
 
 
@@ -179,63 +180,18 @@ class DoctorFlags:
     """Versions, devices, what is missing and how to get it."""
 
 
-@dataclass(frozen=True)
-class TrainPocketFlags:
-    """Trains the bundled pocket model anew: codec, decoder, language model. Killed and started again, it goes on.
-
-    musae train-pocket --work work --out pocket
-
-    musae train-pocket --start pocket --work more --out better --lm-steps 6000 --lm-rate 2e-3
-    """
-
-    work: Path
-    """Folder for the corpus, checkpoints and logs."""
-    out: Path
-    """Folder for the finished model, in the Hugging Face layout."""
-    codec_steps: int = 6000
-    """Steps of the codec, the first third of them without quantisation."""
-    polish_steps: int = 4000
-    """Steps of the codec's decoder alone, on codes that no longer change."""
-    lm_steps: int = 5500
-    """Steps of the language model."""
-    lm_rate: float = 3e-3
-    """Its peak learning rate; what reads text learns a third as fast."""
-    start: str | None = None
-    """A model, "pocket" or a folder, whose codec is kept and whose language model is trained further."""
-    clips: int = 6400
-    """Composed clips of ten seconds to train on."""
-
-
-@dataclass(frozen=True)
-class TrainEarsFlags:
-    """Trains the bundled tagger and CLAP anew, on composed music. Killed and started again, it goes on.
-
-    musae train-ears --work work --out ears
-    """
-
-    work: Path
-    """Folder for the corpus, checkpoints and logs."""
-    out: Path
-    """Folder for the finished models, tagger/, strokes/ and clap/, in the Hugging Face layout."""
-    clips: int = 6400
-    """Composed clips of ten seconds to train on."""
-    tagger_steps: int = 3000
-    """Steps of the tagger."""
-    strokes_steps: int = 3000
-    """Steps of the tagger of strokes."""
-    clap_steps: int = 2000
-    """Steps of CLAP."""
-
-
 def run_verb(config: RunConfig) -> str:
     from musae_jax.llm_stage import check_llm, told
     from musae_jax.progress import progress_bar
     from musae_jax.run import STAGES, begin_run, is_done, run_stage
 
     run = begin_run(config)
-    check_llm(run)
     stages = list(STAGES)
-    for stage in stages[: stages.index(config.until) + 1]:
+    asked = stages[: stages.index(config.until) + 1]
+    for stage in asked:
+        if not is_done(run, stage):
+            check_llm(run, stage)  # what would end it after hours
+    for stage in asked:
         if is_done(run, stage):
             console.print(f"{stage:<10} done before")
             continue
@@ -406,53 +362,6 @@ def doctor_verb(flags: DoctorFlags) -> str:
     return doctor()
 
 
-def train_pocket_verb(flags: TrainPocketFlags) -> str:
-    from musae_jax.models.checkpoints import load_musicgen, save_musicgen
-    from musae_jax.pocket.codec import CodecTraining
-    from musae_jax.pocket.lm import LanguageModelTraining
-    from musae_jax.pocket.polish import PolishTraining
-    from musae_jax.pocket.train import PocketTraining, train_judge, train_pocket
-    from musae_jax.progress import progress_bar
-    from musae_jax.validation.judge import save_judge
-
-    training = PocketTraining(
-        clips=flags.clips,
-        codec=CodecTraining(steps=flags.codec_steps, continuous_steps=flags.codec_steps // 3),
-        polish=PolishTraining(steps=flags.polish_steps),
-        language_model=LanguageModelTraining(
-            steps=flags.lm_steps, learning_rate=flags.lm_rate, text_learning_rate=flags.lm_rate / 3
-        ),
-    )
-    start = load_musicgen(flags.start) if flags.start else None
-    with progress_bar("pocket", console) as progress:
-        save_musicgen(flags.out, train_pocket(flags.work, training, start, progress))
-        save_judge(flags.out / "judge.safetensors", train_judge(progress=progress))
-    return str(flags.out)
-
-
-def train_ears_verb(flags: TrainEarsFlags) -> str:
-    from musae_jax.models.ast import save_tagger
-    from musae_jax.models.checkpoints import load_musicgen
-    from musae_jax.models.clap_checkpoints import save_clap
-    from musae_jax.pocket.clap import ClapTraining
-    from musae_jax.pocket.tagger import STROKES_TRAINING, TaggerTraining
-    from musae_jax.pocket.train_ears import EarTraining, train_ears
-    from musae_jax.progress import progress_bar
-
-    training = EarTraining(
-        clips=flags.clips,
-        tagger=TaggerTraining(steps=flags.tagger_steps),
-        strokes=replace(STROKES_TRAINING, steps=flags.strokes_steps),
-        clap=ClapTraining(steps=flags.clap_steps),
-    )
-    with progress_bar("ears", console) as progress:
-        tagger, strokes, clap = train_ears(flags.work, load_musicgen("pocket"), training, progress)
-    save_tagger(flags.out / "tagger", tagger)
-    save_tagger(flags.out / "strokes", strokes)
-    save_clap(flags.out / "clap", clap)
-    return str(flags.out)
-
-
 VERBS = {
     "run": Verb(RunConfig, run_verb, "the whole road; alone: the pocket model on composed music"),
     "compose": Verb(ComposeFlags, compose_verb, "render labelled music"),
@@ -467,8 +376,7 @@ VERBS = {
     "push": Verb(PushFlags, push_verb, "SAEs to the Hugging Face hub, with a card"),
     "info": Verb(InfoFlags, info_verb, "what a checkpoint, store, SAE or run is"),
     "doctor": Verb(DoctorFlags, doctor_verb, "versions, devices, what is missing"),
-    "train-pocket": Verb(TrainPocketFlags, train_pocket_verb, "train the bundled model anew"),
-    "train-ears": Verb(TrainEarsFlags, train_ears_verb, "train the bundled tagger and CLAP anew"),
+    **TRAININGS,
     **{f"bench {name}": verb for name, verb in BENCHES.items()},
 }
 

@@ -88,9 +88,15 @@ def judge_by_llm(
             row["others"]["llm"] = {"auroc": round(found[0], 4), "p": round(found[1], 5), "n": len(answered)}
 
 
-def check_llm(run: "Run") -> None:
-    """Raises at the beginning, where a run is to ask an audio LLM, what would end it after hours: no model, no key."""
-    if "llm" not in run.config.label.sources and not run.config.validate.judge_llm:
+def asks(run: "Run", stage: str) -> bool:
+    """Whether a stage asks an audio LLM."""
+    named, judged = "llm" in run.config.label.sources, run.config.validate.judge_llm
+    return {"label": named, "validate": judged}.get(stage, False)
+
+
+def check_llm(run: "Run", stage: str) -> None:
+    """Raises, where a stage is to ask an audio LLM, for what would end it at the first question: no model, no key."""
+    if not asks(run, stage):
         return
     if not run.config.label.llm.model:
         raise MusaeError("an audio LLM that names or judges needs a model; give --label.llm.model, or do without it")
@@ -118,8 +124,7 @@ def _ask(run: "Run", stage: str, hook: str, features: int, questions: Callable[[
 
 def told(run: "Run", stage: str) -> str:
     """In a line, what an audio LLM was asked in a stage and what it cost; empty where none was asked."""
-    asks = {"label": "llm" in run.config.label.sources, "validate": run.config.validate.judge_llm}
-    if not asks.get(stage):
+    if not asks(run, stage):
         return ""
     usage, failures = Usage(), 0
     for layer in run.layers:

@@ -146,7 +146,7 @@ def _tags(name: str, clips: Sequence[str], load: Callable, rate: int, progress: 
 def label_stage(run: "Run", progress: Progress | None = None) -> None:
     """Names from every source, and the table of truth where the music has one."""
     c, seed = run.config.label, run.config.seed
-    check_llm(run)
+    check_llm(run, "label")
     heard = hear(run, c.sources, progress)
     names, table, summaries = [], [], []
     for layer in run.layers:
@@ -211,7 +211,7 @@ def firing_anew(run: "Run", fresh: Activity | None, confirmed: Firing, most: flo
 def validate_names(run: "Run", fresh: "Run | None" = None, progress: Progress | None = None) -> None:
     """RUN/validation: names.jsonl (each name judged by another source), features.jsonl (each feature's coherence,
     family and bucket), filters.jsonl, summary.json. `fresh` is music on which the composer's truth marks the names."""
-    check_llm(run)
+    check_llm(run, "validate")
     heard = hear(run, progress=progress)  # who did not name may still judge
     names = read_json_lines(run.folder / "labels" / "labels.jsonl")
     truth, out = None, run.folder / "validation"

@@ -22,6 +22,7 @@ from musae_jax.errors import MusaeError
 from musae_jax.files import write_json, write_json_lines
 from musae_jax.labels.llm.cache import ReplyCache
 from musae_jax.labels.llm.messages import wav
+from musae_jax.llm_stage import check_llm
 from musae_jax.names import activity_of, firing_of
 from musae_jax.run import STAGES, begin_run, open_run, run_stage
 
@@ -112,6 +113,7 @@ def test_what_an_audio_llm_lacks_is_told_at_the_beginning(tmp_path, tiny_folder,
         out = tmp_path / f"run{len(flags)}"
         assert cli.main([*road(out, tiny_folder), "--label.sources", "truth", "llm", *flags]) == 2
         assert said in capsys.readouterr().err.replace("\n", " ") and not (out / "music").exists()
+        check_llm(open_run(out), "validate")  # does not ask, and lacks nothing
 
 
 def test_a_run_that_an_older_version_began_goes_on(tmp_path):

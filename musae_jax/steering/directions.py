@@ -18,7 +18,6 @@ from musae_jax.sae.sae import SAE
 from musae_jax.validation.probe import fit_probe
 
 PENALTY = 0.1  # of the probes: what cross-validation mostly chooses, without its time
-
 LARGEST = 100.0  # strength, in units of a feature's maximum: beyond it there is no music, but a slip of the finger
 
 
