@@ -2,7 +2,8 @@
 
 `weights/` holds the model in the Hugging Face layout with its card; `train.py` makes it again from a config:
 a corpus (`corpus.py`), a codec (`codec.py`), a tokenizer (`tokenizer.py`) and a language model (`lm.py`).
-`bench/pocket.py` measures what it learned. Beside it lie its ears, two taggers and a CLAP (`train_ears.py`). `verbs.py` holds the commands that train them.
+`bench/pocket.py` measures what it learned. Beside it lie its ears, two taggers and a CLAP (`train_ears.py`). `verbs.py`
+holds the commands that train them.
 """
 
 from pathlib import Path
