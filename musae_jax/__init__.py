@@ -9,7 +9,7 @@ from musae_jax.models.generate import generate, generate_stream
 from musae_jax.models.musicgen import MusicGen, Output, decode_codes, encode_audio, encode_text, forward
 from musae_jax.sae.formats import load_sae, save_sae
 from musae_jax.sae.sae import SAE, SAEConfig, sae_decode, sae_encode
-from musae_jax.steering.directions import steer
+from musae_jax.steering.directions import steer, steer_contrast
 
 __all__ = [
     "SAE",
@@ -33,4 +33,5 @@ __all__ = [
     "save_musicgen",
     "save_sae",
     "steer",
+    "steer_contrast",
 ]

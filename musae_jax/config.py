@@ -198,9 +198,12 @@ class SteerConfig:
     """Text for the generated clips; empty: none, and captions."""
     captions: int = 1
     """How many of the composer's captions, which do not ask for the concept, are prompts in turn with none."""
-    arms: tuple[Literal["sae", "random", "inactive", "other_layer", "diff_in_means", "probe", "pca", "prompt"], ...] = (
-        *("sae", "random", "inactive", "other_layer", "diff_in_means", "probe", "prompt"),
-    )
+    how: Literal["contrast", "add"] = "contrast"
+    """What is added. contrast: a vector towards the music in which the feature is strongest. add: its decoder row, as
+    in the paper."""
+    arms: tuple[
+        Literal["sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "probe", "pca", "prompt"], ...
+    ] = ("sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "probe", "prompt")
     """What is put beside the unsteered clips; sae and random always are."""
     branches: Literal["conditional", "both"] = "conditional"
     """In which branches of guidance: conditional, so that guidance pulls towards the steered music, or both."""
@@ -285,17 +288,20 @@ class GenerateConfig:
     steer: tuple[str, ...] = ()
     """FEATURE=STRENGTH, one or more: features of --sae that are added at every position, in units of each feature's own
     largest activation; below 0 they are taken away. --steer-how gives the number another meaning."""
-    steer_how: Literal["add", "clamp", "scale", "ablate", "hold"] = "add"
-    """What is done with the features of --steer. add: the strength, whatever is there. clamp: each is set to its
-    number. scale: each is multiplied by it. ablate: each is taken out; give FEATURE alone. hold: as much is added at
-    each step as brings the feature up to its number, and nothing where it is above."""
+    steer_how: Literal["contrast", "add", "clamp", "scale", "ablate", "hold"] | None = None
+    """What is done with the features of --steer. contrast: a vector towards the music in which the feature is
+    strongest, the default where the SAE has it (those of a run do). add: the feature's decoder row, the default
+    elsewhere. clamp: each is set to its number. scale: each is multiplied by it. ablate: each is taken out; give
+    FEATURE alone. hold: as much is added at each step as brings the feature up to its number, and nothing where it is
+    above."""
     schedule: tuple[str, ...] = ()
     """When, in seconds of the new music; always, if not given. ramp:0-4 grows from nothing at 0 s to all at 4 s.
     decay:2 halves every 2 s. sections:0-2,6-8 is on in these spans (softly with :fade=0.5 after them). onsets:0.5,1.2
     are pulses there, beats:120 on every beat at 120 a minute (both take :half-life=0.1, beats also :first=0.3). One for
     all features, FEATURE:SCHEDULE for one of them, as in 740:ramp:0-4."""
-    branches: Literal["both", "conditional", "unconditional"] = "both"
-    """Which branches of guidance are steered: that which hears the prompt, that which does not, or both."""
+    branches: Literal["both", "conditional", "unconditional"] | None = None
+    """Which branches of guidance are steered: that which hears the prompt, that which does not, or both. By default
+    that which hears it, so that guidance pulls towards the steered music; without a prompt there is but one."""
     sae: str | None = None
     """Whose features those are: a run folder, an SAE's folder, or one on the hub (ORG/NAME or ORG/NAME/SUBFOLDER)."""
     window_seconds: float = 30.0

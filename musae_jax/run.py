@@ -24,6 +24,7 @@ from musae_jax.compose.dataset import write_dataset
 from musae_jax.config import LabelConfig, RunConfig, SteerConfig, ValidateConfig, from_record, to_record
 from musae_jax.errors import MusaeError
 from musae_jax.explorer.report import write_report
+from musae_jax.features.contrasts import feature_contrasts
 from musae_jax.features.exemplars import find_exemplars, save_clips, save_exemplars
 from musae_jax.features.statistics import FilterConfig, feature_statistics, save_statistics
 from musae_jax.files import read_json, write_json
@@ -36,7 +37,7 @@ from musae_jax.models.musicgen import MusicGen, encode_audio, random_musicgen
 from musae_jax.names import activity_of, label_stage, validate_names
 from musae_jax.places import Place, inside, open_place
 from musae_jax.sae.curves import write_training_picture
-from musae_jax.sae.formats import save_maximum
+from musae_jax.sae.formats import save_contrast, save_maximum
 from musae_jax.sae.mirror import mirror_logs
 from musae_jax.sae.recipes import recipe_name, train_recipe
 from musae_jax.sae.train import train_saes
@@ -238,6 +239,8 @@ def features_stage(run: Run, progress: Progress | None = None) -> None:
         statistics = feature_statistics(activity, criteria)
         save_statistics(folder, statistics, criteria)
         save_maximum(run.sae_folder(layer), statistics.maximum)
+        naming = [n for n, clip in enumerate(activity.clip_ids) if run.halves[clip] == "label"]
+        save_contrast(run.sae_folder(layer), feature_contrasts(activity, naming, c.active_above))
         kept = np.flatnonzero(statistics.kept)
         exemplars = find_exemplars(activity, run.halves, kept, c.exemplars, c.exemplars, run.tracks)
         save_exemplars(folder, exemplars)

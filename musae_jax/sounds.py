@@ -141,6 +141,10 @@ def sound_places(out: Path, prompts: tuple[str, ...], format: str) -> list[tuple
     return [(out, suffix)]
 
 
+def _prompted(config: GenerateConfig) -> bool:
+    return any(config.prompt) or config.melody is not None
+
+
 Asked = tuple[SAE, dict[int, float], dict[int, str]]  # whose features; each one's strength and schedule
 
 
@@ -149,11 +153,11 @@ def _asked(config: GenerateConfig) -> Asked | None:
     if bool(config.steer) != bool(config.sae):
         raise MusaeError("--steer FEATURE=STRENGTH and --sae go together; give both, or neither")
     if not config.steer:
-        for name, default in (("steer_how", "add"), ("schedule", ()), ("branches", "both")):
+        for name, default in (("steer_how", None), ("schedule", ()), ("branches", None)):
             if getattr(config, name) != default:
                 raise MusaeError(f"--{name.replace('_', '-')} says how to steer; give --steer and --sae too")
         return None
-    prompted = any(config.prompt) or config.melody is not None
+    prompted = _prompted(config)
     if config.branches == "conditional" and not prompted:
         raise MusaeError(
             "--branches conditional steers what hears the prompt, but there is none; give a prompt, or steer both"
@@ -165,6 +169,7 @@ def _asked(config: GenerateConfig) -> Asked | None:
 
 
 _TOLD = {  # of a feature: its strength and its largest activation
+    "contrast": "{0} by {1:g} × {2:.3g} along its contrast",
     "add": "{0} by {1:g} × {2:.3g}",
     "clamp": "{0} at {1:g} × {2:.3g}",
     "scale": "{0} times {1:g}",
@@ -180,20 +185,21 @@ def _steering(
     if asked is None:
         return None, []
     sae, strengths, schedules = asked
+    how = config.steer_how or ("add" if sae.contrast is None else "contrast")
+    branches = config.branches or ("conditional" if _prompted(config) else "both")
 
     def factors(schedule: str) -> np.ndarray:
         """What comes before the new music is read as its first frame is."""
         return np.pad(read_schedule(schedule)(config.seconds, c.frame_rate), (given, 0), mode="edge")
 
-    edits = requested_edits(sae, strengths, config.steer_how, schedules, config.branches, c.decoder, factors)
+    edits = requested_edits(sae, strengths, how, schedules, branches, c.decoder, factors)
     largest = sae.maximum if sae.maximum is not None else np.zeros(sae.config.d_sae)
     told = ", ".join(
-        _TOLD[config.steer_how].format(feature, strength, largest[feature])
-        + (f" ({schedules[feature]})" if config.schedule else "")
+        _TOLD[how].format(feature, strength, largest[feature]) + (f" ({schedules[feature]})" if config.schedule else "")
         for feature, strength in strengths.items()
     )
-    where = "" if config.branches == "both" else f" in the {config.branches} branch"
-    return edits, [f"steered at {sae.config.hook}{where}: feature {told}"]
+    where = "both branches" if branches == "both" else f"the {branches} branch"
+    return edits, [f"steered at {sae.config.hook} in {where}: feature {told}"]
 
 
 def _slug(prompt: str) -> str:

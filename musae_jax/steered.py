@@ -74,6 +74,7 @@ def steer_stage(run: "Run", progress: Progress | None = None) -> None:
         strengths=c.strengths,
         strength=c.strength,
         arms=tuple(dict.fromkeys(("sae", "random", *c.arms))),
+        how=c.how,
         branches=c.branches,
         clips=c.clips,
         calibration=c.calibration,
@@ -107,6 +108,7 @@ def steer_like_the_paper(run: "Run", c: SteerConfig, progress: Progress | None =
     config = EffectsConfig(
         strengths=(1.0,),
         strength=1.0,
+        how="add",
         arms=("sae", "random"),
         branches="both",
         clips=c.clips,
@@ -190,19 +192,21 @@ def _experiment(
     """The directions of all arms; the other layer is that half of the depth away."""
     sae, depth = load_sae(run.sae_folder(layer)), run.model.config.decoder.num_hidden_layers
     other = (layer + depth // 2) % depth
-    directions = _directions(run, layer, sae, activity, list(targets), config.arms)
+    directions = _directions(run, layer, sae, activity, list(targets), config)
     return Experiment(
         run.model, sae, directions, other if other != layer else None, np.asarray(sae.maximum, np.float32), config
     )
 
 
 def _directions(
-    run: "Run", layer: int, sae: SAE, activity: Activity, targets: list[Target], arms: Iterable[str]
+    run: "Run", layer: int, sae: SAE, activity: Activity, targets: list[Target], config: EffectsConfig
 ) -> dict[int, dict[str, np.ndarray]]:
     """Directions of each feature's arms, from the half that names: where the composer wrote the concept, or, where
     nobody knows, where the feature fires."""
-    asked = {"inactive", "diff_in_means", "probe", "pca"} & set(arms)
     directions: dict[int, dict[str, np.ndarray]] = {target.feature: {} for target in targets}
+    if "decoder" in config.arms and config.how != "add":
+        directions = {feature: {"decoder": np.asarray(sae.params["W_dec"])[feature]} for feature in directions}
+    asked = {"inactive", "diff_in_means", "probe", "pca"} & set(config.arms)
     if not asked:
         return directions
     firing = firing_of(run, activity, "label")
@@ -217,7 +221,7 @@ def _directions(
         fires = fired[target.feature]
         if "inactive" in asked and fires.any() and not fires.all():
             other = inactive_feature(clip_mean, fires, target.feature)
-            directions[target.feature]["inactive"] = inactive_direction(sae, target.feature, other)
+            directions[target.feature]["inactive"] = inactive_direction(sae, target.feature, other, config.how)
         known = [n for n, one in enumerate(truth.concepts) if one.name in counterparts(target.name)] if truth else []
         if known and truth.concepts[known[0]].level == "frame":
             by_frame[target.feature] = truth.active[:, ::step, known].any(2)

@@ -23,12 +23,14 @@ Encode = Callable[[jax.Array], jax.Array]  # [N, d_in] -> [N, F]
 class Activity:
     """What a dictionary of F features did in n clips of T frames each.
 
-    `values` is [n·T, F], a scipy CSR array or a NumPy array; the functions of this project take both.
+    `values` is [n·T, F], a scipy CSR array or a NumPy array; the functions of this project take both. `stream_mean`
+    [n, D], where it is known, is the mean over each clip's frames of what the dictionary read.
     """
 
     clip_ids: tuple[str, ...]
     frames: int
     values: Any
+    stream_mean: np.ndarray | None = None
 
     def __post_init__(self):
         if self.values.shape[0] != len(self.clip_ids) * self.frames:
@@ -78,7 +80,8 @@ class Activity:
 
     def subset(self, clips: Sequence[int] | np.ndarray) -> "Activity":
         """The same dictionary over some of the clips, given by their numbers."""
-        return Activity(tuple(self.clip_ids[c] for c in clips), self.frames, self.values[self.rows(clips)])
+        means = None if self.stream_mean is None else self.stream_mean[np.asarray(clips, int)]
+        return Activity(tuple(self.clip_ids[c] for c in clips), self.frames, self.values[self.rows(clips)], means)
 
     def curve(self, clip: int, feature: int) -> np.ndarray:
         """Activation of one feature over one clip, at the frame rate. [T]"""
@@ -101,7 +104,7 @@ def encode_store(
     """
     encode = jax.jit(encode)
     ids: list[str] = []
-    blocks = []
+    blocks, means = [], []
     frames = None
     for names, residuals in store.shards():
         residuals = residuals[:, 1:] if drop_start else residuals  # [n, T, d_in]
@@ -117,11 +120,13 @@ def encode_store(
             padded[: len(part)] = part
             blocks.append(scipy.sparse.csr_array(np.asarray(encode(padded), np.float32)[: len(part)]))
         ids += list(names)
+        means.append(residuals.mean(1, dtype=np.float32))
         if progress:
             progress(len(ids), len(store.clip_ids), "clips")
     if not ids:
         raise MusaeError("the activation store holds no clips; harvest some music first")
-    return Activity(tuple(ids), frames, scipy.sparse.csr_array(scipy.sparse.vstack(blocks, format="csr")))
+    values = scipy.sparse.csr_array(scipy.sparse.vstack(blocks, format="csr"))
+    return Activity(tuple(ids), frames, values, np.concatenate(means))
 
 
 def sae_activity(store: Any, sae: Any, **options: Any) -> Activity:

@@ -60,9 +60,9 @@ def find_firing(
     for block in blocks(len(features), len(clips) * parts):
         values = pooled[:, features[block]]
         dense = values.toarray() if scipy.sparse.issparse(values) else values
-        strong = _strong(dense, active_above, most)
+        strong = strongest(dense, active_above, most)
         packed[:, :, block] = np.packbits(strong.reshape(len(clips), parts, -1), axis=1)
-    strong = _strong(chosen.clip_mean[:, features], active_above, most)
+    strong = strongest(chosen.clip_mean[:, features], active_above, most)
     return Firing(chosen.clip_ids, tuple(features.tolist()), strong, packed, parts)
 
 
@@ -72,7 +72,7 @@ def blocks(features: int, rows: int) -> Iterator[slice]:
     return (slice(start, min(start + size, features)) for start in range(0, features, size))
 
 
-def _strong(values: np.ndarray, above: float, most: float) -> np.ndarray:
+def strongest(values: np.ndarray, above: float, most: float) -> np.ndarray:
     """bool [N, F] of values [N, F]: see `find_firing`."""
     count = len(values)
     if not values.shape[1]:

@@ -1,4 +1,4 @@
-"""SAEs on disk, in the layout of SAELens 6, which most tools read; three more files of ours that others ignore.
+"""SAEs on disk, in the layout of SAELens 6, which most tools read; more files of ours that others ignore.
 
 cfg.json                      architecture, d_in, d_sae, dtype, device, apply_b_dec_to_input, normalize_activations,
                               reshape_activations, metadata {…}; k if architecture is topk
@@ -7,6 +7,7 @@ sae_weights.safetensors       W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], 
 golden.safetensors            x [n, D] with its f [n, F] and x_hat [n, D], recomputed at load: the wrong rule, a
                               changed weight or a bias applied twice cannot go unseen
 feature_maximum.safetensors   maximum [F], optional: each feature's largest activation, the unit of steering
+feature_contrast.safetensors  contrast [F, D], optional: from ordinary music to that in which a feature is strongest
 
 Read besides: SAELens of every version (`saelens.py`), sparsify (`sparsify.py`) and dictionary_learning
 (`dictionary_learning.py`), from a folder or from the hub.
@@ -28,7 +29,7 @@ from musae_jax.sae.sae import SAE, SAEConfig
 from musae_jax.sae.tensors import check_tensors, read_tensors, write_tensors
 
 CONFIG, WEIGHTS = saelens.CONFIG, saelens.WEIGHTS
-MAXIMUM = "feature_maximum.safetensors"
+MAXIMUM, CONTRAST = "feature_maximum.safetensors", "feature_contrast.safetensors"
 
 
 def save_sae(folder: str | Path, sae: SAE, golden: Any = None) -> None:
@@ -66,6 +67,8 @@ def save_sae(folder: str | Path, sae: SAE, golden: Any = None) -> None:
     write_tensors(folder / GOLDEN, golden_triple(config, params, golden))
     if sae.maximum is not None:
         save_maximum(folder, sae.maximum)
+    if sae.contrast is not None:
+        save_contrast(folder, sae.contrast)
     write_json(folder / CONFIG, record)
 
 
@@ -79,6 +82,19 @@ def save_maximum(folder: str | Path, maximum: Any) -> None:
             " feature; compute the features' statistics again"
         )
     write_tensors(Path(folder) / MAXIMUM, {"maximum": maximum})
+
+
+def save_contrast(folder: str | Path, contrast: Any) -> None:
+    """Writes each feature's contrast [F, D] beside a saved SAE; `load_sae` reads it into `SAE.contrast`."""
+    contrast = np.asarray(contrast, np.float32)
+    record = read_json(Path(folder) / CONFIG) if (Path(folder) / CONFIG).exists() else {}
+    shape = tuple(record.get(name, size) for name, size in zip(("d_sae", "d_in"), contrast.shape))
+    if contrast.shape != shape or not np.isfinite(contrast).all():
+        raise MusaeError(
+            f"the contrasts for {folder} have shape {contrast.shape}, but finite values {shape} are needed, a row a"
+            " feature; compute the features' statistics again"
+        )
+    write_tensors(Path(folder) / CONTRAST, {"contrast": contrast})
 
 
 def load_sae(source: str | Path, subfolder: str = "", revision: str | None = None) -> SAE:
@@ -103,13 +119,19 @@ def load_sae(source: str | Path, subfolder: str = "", revision: str | None = Non
         folder = folder / subfolder
     config, params = _read(folder)
     check_golden(folder, config, params)
-    maximum = None
-    if (folder / MAXIMUM).exists():
-        maximum = read_tensors(folder / MAXIMUM).get("maximum")
-        if maximum is None or maximum.shape != (config.d_sae,):
-            raise MusaeError(f"{folder / MAXIMUM} does not hold `maximum` [{config.d_sae}]; delete it and run it again")
-        maximum = jnp.asarray(maximum, jnp.float32)
-    return SAE(config, {name: jnp.asarray(value) for name, value in params.items()}, maximum)
+    maximum = _beside(folder / MAXIMUM, "maximum", (config.d_sae,))
+    contrast = _beside(folder / CONTRAST, "contrast", (config.d_sae, config.d_in))
+    return SAE(config, {name: jnp.asarray(value) for name, value in params.items()}, maximum, contrast)
+
+
+def _beside(path: Path, name: str, shape: tuple[int, ...]) -> jnp.ndarray | None:
+    """What is known of the features besides the weights, or None where the file is not there."""
+    if not path.exists():
+        return None
+    found = read_tensors(path).get(name)
+    if found is None or found.shape != shape:
+        raise MusaeError(f"{path} does not hold `{name}` {list(shape)}; delete it and run it again")
+    return jnp.asarray(found, jnp.float32)
 
 
 def is_sae(folder: Path) -> bool:

@@ -10,15 +10,15 @@ from musae_jax.models.folder import HUB_ID
 from musae_jax.sae import dictionary_learning, saelens, sparsify
 from musae_jax.sae.card import CONTROL, model_card
 from musae_jax.sae.curves import PICTURE
-from musae_jax.sae.formats import MAXIMUM, load_sae, save_sae
+from musae_jax.sae.formats import CONTRAST, MAXIMUM, load_sae, save_sae
 from musae_jax.sae.golden import GOLDEN
 from musae_jax.sae.sae import SAE
 from musae_jax.sae.saebench import METRICS, SAEBENCH, SPLICE, read_measures, write_saebench
 
 CARD = "README.md"
-_PUSHED = (saelens.WEIGHTS, GOLDEN, MAXIMUM, METRICS, SPLICE, SAEBENCH, "train.jsonl", PICTURE)
+_PUSHED = (saelens.WEIGHTS, GOLDEN, MAXIMUM, CONTRAST, METRICS, SPLICE, SAEBENCH, "train.jsonl", PICTURE)
 _PULLED = (
-    *(saelens.CONFIG, saelens.WEIGHTS, saelens.SCALER, saelens.WHITENING, GOLDEN, MAXIMUM, METRICS),
+    *(saelens.CONFIG, saelens.WEIGHTS, saelens.SCALER, saelens.WHITENING, GOLDEN, MAXIMUM, CONTRAST, METRICS),
     *(sparsify.WEIGHTS, dictionary_learning.CONFIG, dictionary_learning.WEIGHTS),
 )
 

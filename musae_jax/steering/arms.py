@@ -1,8 +1,9 @@
 """What is put beside what: the arms of a steering experiment, and the clips they make.
 
-  sae            the feature's decoder row, α·β·W_dec[j], at the SAE's layer
+  sae            the feature's vector, α·β along its contrast or its decoder row (`how`), at the SAE's layer
+  decoder        along its decoder row, where the feature's vector is its contrast
   random         a random direction, another for each pair: one alone may by luck point at the concept
-  inactive       another feature, which is silent where this one fires
+  inactive       another feature's vector of the same kind, which is silent where this one fires
   other_layer    the feature's own vector, added at another layer
   diff_in_means  from clips without the concept to clips with it
   probe          the weights of a logistic regression that tells them
@@ -26,6 +27,7 @@ import numpy as np
 from musae_jax.models.edits import Edits
 from musae_jax.sae.sae import SAE
 from musae_jax.steering.directions import (
+    contrast_vectors,
     difference_in_means,
     feature_vectors,
     layer_of,
@@ -35,8 +37,10 @@ from musae_jax.steering.directions import (
     random_direction,
 )
 
-Arm = Literal["sae", "random", "inactive", "other_layer", "diff_in_means", "probe", "pca", "prompt"]
-ARMS: tuple[Arm, ...] = ("sae", "random", "inactive", "other_layer", "diff_in_means", "probe", "prompt")
+Arm = Literal["sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "probe", "pca", "prompt"]
+ARMS: tuple[Arm, ...] = ("sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "probe", "prompt")
+How = Literal["contrast", "add"]
+VECTORS = {"contrast": contrast_vectors, "add": feature_vectors}  # the feature's vector
 DOSED = ("sae", "random")  # made at every strength, the others at the one at which arms are compared
 FEWEST = 4  # clips or frames on either side of a contrast
 
@@ -138,10 +142,10 @@ def contrast_directions(
     return found
 
 
-def inactive_direction(sae: SAE, feature: int, inactive: int) -> np.ndarray:
-    """The decoder row of another feature, less what of it lies along the feature's own. -> [D]"""
-    decoder = sae.params["W_dec"]
-    return orthogonal_to(decoder[inactive], decoder[feature])
+def inactive_direction(sae: SAE, feature: int, inactive: int, how: How = "add") -> np.ndarray:
+    """The direction of another feature, less what of it lies along the feature's own. -> [D]"""
+    rows = sae.params["W_dec"] if how == "add" else sae.contrast
+    return orthogonal_to(rows[inactive], rows[feature])
 
 
 def pair_number(prompt: str, seed: int) -> int:
@@ -187,6 +191,7 @@ def row_vectors(
     other_layer: int | None,
     key: jax.Array,
     maximum: Any = None,
+    how: How = "add",
 ) -> dict[int, np.ndarray]:
     """What is added in each row, after which layer: {layer: float32 [R, D]}, zeros where nothing is.
 
@@ -196,7 +201,7 @@ def row_vectors(
     layer = layer_of(sae)
     vectors = {at: np.zeros((len(rows), sae.config.d_in), np.float32) for at in (layer, other_layer) if at is not None}
     steered = {row.feature for row in rows if row.feature is not None}
-    units = {feature: np.asarray(feature_vectors(sae, {feature: 1.0}, maximum)) for feature in steered}
+    units = {feature: np.asarray(VECTORS[how](sae, {feature: 1.0}, maximum)) for feature in steered}
 
     @cache
     def drawn(feature: int, prompt: str, seed: int) -> np.ndarray:

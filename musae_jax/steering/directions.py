@@ -1,4 +1,7 @@
-"""Directions to steer along: h + α·β·W_dec[j] after the SAE's layer, at every step (arXiv 2505.18186, steering).
+"""Directions to steer along, added after the SAE's layer at every step.
+
+  steer           h + α·β_j·W_dec[j], the feature's decoder row (arXiv 2505.18186, steering)
+  steer_contrast  h + α·β_j·c_j, as long a vector towards the music in which the feature is strongest
 
 α is the strength; β is the feature's own greatest activation over the harvested music, so strength 1 adds as much of
 the feature as the model itself ever used.
@@ -83,6 +86,29 @@ def feature_vectors(sae: SAE, strengths: Mapping[int, float], maximum: Any = Non
     return jnp.asarray(sizes) @ sae.params["W_dec"][features]
 
 
+def contrast_vectors(sae: SAE, strengths: Mapping[int, float], maximum: Any = None) -> jax.Array:
+    """Σ α_j · β_j · ‖W_dec[j]‖ · c_j / ‖c_j‖ over the features given, c = `sae.contrast`. -> [D]
+
+    Each is as long as the vector of `feature_vectors`. Raises `MusaeError` as `feature_sizes`, and where the contrasts
+    are not known, or a feature has none.
+    """
+    if sae.contrast is None:
+        raise MusaeError(
+            "the SAE has no record of its features' contrasts; run `musae features` on its run, or add decoder rows "
+            "(--steer-how add)"
+        )
+    features, sizes = feature_sizes(sae, strengths, maximum)
+    rows = np.asarray(sae.contrast, np.float32)[features]
+    lengths = np.linalg.norm(rows, axis=1)
+    if not np.all(lengths > 0):
+        raise MusaeError(
+            f"no clips set feature {features[~(lengths > 0)][0]} apart, so it has no contrast; add its decoder row "
+            "(--steer-how add)"
+        )
+    lengths = np.linalg.norm(np.asarray(sae.params["W_dec"], np.float32)[features], axis=1) / lengths
+    return jnp.asarray((sizes * lengths) @ rows)
+
+
 def steer(sae: SAE, strengths: Mapping[int, float], maximum: Any = None) -> Edits:
     """Edits that add features at `strengths`, in units of each feature's maximum activation; {} changes nothing.
 
@@ -90,6 +116,15 @@ def steer(sae: SAE, strengths: Mapping[int, float], maximum: Any = None) -> Edit
     ways of steering are in `operations`. Raises `MusaeError` as `feature_sizes`.
     """
     return Edits(vectors={layer_of(sae): feature_vectors(sae, strengths, maximum)}) if strengths else Edits()
+
+
+def steer_contrast(sae: SAE, strengths: Mapping[int, float], maximum: Any = None) -> Edits:
+    """The same along each feature's contrast, from ordinary music to that in which it is strongest.
+
+    It moves the concept farther than the decoder row, and what goes along with it too. Raises `MusaeError` as
+    `contrast_vectors`.
+    """
+    return Edits(vectors={layer_of(sae): contrast_vectors(sae, strengths, maximum)}) if strengths else Edits()
 
 
 def random_direction(key: jax.Array, edits: Edits) -> Edits:

@@ -4,8 +4,8 @@ The clips of a pair begin from the same noise and differ by their arm only (`arm
 is in `measures`, the statistics in `comparisons`, what follows from them in `summary`.
 
 Features differ in how much of them is needed. Unless a strength is given, each is steered at that one of `strengths`
-which takes its concept farthest above both the unsteered clip and the random direction, and breaks at most half of the
-clips, in `calibration` clips whose seeds are not used again.
+which takes its concept farthest above both the unsteered clip and the random direction, and breaks at most a quarter of
+the clips, in `calibration` clips whose seeds are not used again.
 """
 
 import dataclasses
@@ -25,6 +25,8 @@ from musae_jax.steering.experiment import EffectsConfig, Experiment, Progress, d
 from musae_jax.steering.listening import Heard, Listeners, hear_concept, hear_target
 from musae_jax.steering.measures import collapses
 from musae_jax.steering.summary import Dose, Readings, summarise
+
+BREAKING = 0.25  # share of clips that a feature's own strength may break
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +82,12 @@ def calibrate(
 
 def _strongest(values: np.ndarray, broken: np.ndarray, doses: Mapping[Dose, np.ndarray]) -> float:
     """The strength above 0 with the greatest gain over both unsteered and random clips, by values [R] of the concept,
-    among those at which at most half of the clips break down, if there are such."""
+    among those at which at most a quarter of the clips break down, if there are such."""
     gains = {}
     for (arm, strength), places in doses.items():
         if arm == "sae" and strength > 0:
             beside = max(values[doses[dose]].mean() for dose in (("random", strength), ("unsteered", 0.0)))
-            gains[strength] = (broken[places].mean() <= 0.5, values[places].mean() - beside)
+            gains[strength] = (broken[places].mean() <= BREAKING, values[places].mean() - beside)
     return max(sorted(gains), key=gains.__getitem__)
 
 

@@ -21,7 +21,7 @@ from musae_jax.models.edits import Edits
 from musae_jax.models.generate import generate
 from musae_jax.models.musicgen import MusicGen, decode_codes, encode_prompts
 from musae_jax.sae.sae import SAE
-from musae_jax.steering.arms import ARMS, Row, pair_number, row_vectors
+from musae_jax.steering.arms import ARMS, How, Row, pair_number, row_vectors
 from musae_jax.steering.drift import prediction_drift
 from musae_jax.steering.measures import CONCEPT_MEASURES
 
@@ -34,6 +34,7 @@ class EffectsConfig:
 
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)  # in units of each feature's maximum activation
     strength: float | None = None  # at which arms are compared; None: each feature's own, see `effects`
+    how: How = "contrast"  # what a feature's vector is: its contrast, or ("add") its decoder row
     arms: tuple[str, ...] = ARMS
     branches: Literal["both", "conditional"] = "conditional"  # of guidance, that vectors are added in
     clips: int = 8  # a feature, arm and strength
@@ -85,7 +86,7 @@ class Experiment:
     def vectors(self, rows: Sequence[Row]) -> dict[int, np.ndarray]:
         """What is added in each row, see `row_vectors`."""
         key = jax.random.key(self.config.seed + 1)
-        return row_vectors(self.sae, rows, self.directions, self.other_layer, key, self.maximum)
+        return row_vectors(self.sae, rows, self.directions, self.other_layer, key, self.maximum, self.config.how)
 
     def edits(self, vectors: Mapping[int, np.ndarray], places: Sequence[int]) -> Edits:
         """The vectors of some rows, [G, B, 1, D], in the branches that are steered."""

@@ -14,13 +14,13 @@ from musae_jax.sae.formats import load_sae
 from musae_jax.sae.hub import run_saes
 from musae_jax.sae.sae import SAE
 from musae_jax.steering.combining import Branches, combine, during, on_branches
-from musae_jax.steering.directions import layer_of, steer
+from musae_jax.steering.directions import layer_of, steer, steer_contrast
 from musae_jax.steering.operations import ablate, clamp, hold, scale
 
-OPERATIONS = {"add": steer, "clamp": clamp, "scale": scale, "ablate": ablate, "hold": hold}
+OPERATIONS = {"contrast": steer_contrast, "add": steer, "clamp": clamp, "scale": scale, "ablate": ablate, "hold": hold}
 
 
-def read_strengths(requests: Iterable[str], how: str = "add") -> dict[int, float]:
+def read_strengths(requests: Iterable[str], how: str | None = None) -> dict[int, float]:
     """{feature: strength} from texts such as "740=1" and "367=-0.5", or both in one with a comma; to "ablate", from
     features alone, {feature: 0}.
 

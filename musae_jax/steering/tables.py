@@ -9,6 +9,7 @@ from musae_jax.files import read_json
 WORDS = {
     "unsteered": "no steering",
     "random": "random direction",
+    "decoder": "decoder row",
     "inactive": "inactive feature",
     "other_layer": "same vector, other layer",
     "diff_in_means": "difference in means",

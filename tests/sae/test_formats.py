@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from musae_jax.errors import MusaeError
 from musae_jax.info import describe
-from musae_jax.sae.formats import load_sae, save_maximum, save_sae
+from musae_jax.sae.formats import load_sae, save_contrast, save_maximum, save_sae
 from musae_jax.sae.sae import ARCHITECTURES, SAE, SAEConfig, sae_decode, sae_encode
 
 D, F = 7, 20
@@ -219,6 +219,22 @@ def test_the_maximum_can_come_later(tmp_path):
         save_maximum(tmp_path, np.ones(3))
     save_file({"other": np.ones(F)}, tmp_path / "feature_maximum.safetensors")
     with pytest.raises(MusaeError, match="does not hold `maximum`"):
+        load_sae(tmp_path)
+
+
+def test_the_contrasts_can_come_later(tmp_path):
+    save_sae(tmp_path, random_sae())
+    assert load_sae(tmp_path).contrast is None
+    wanted = np.random.default_rng(0).normal(size=(F, D)).astype(np.float32)
+    save_contrast(tmp_path, wanted)
+    np.testing.assert_array_equal(load_sae(tmp_path).contrast, wanted)
+    save_sae(tmp_path / "again", load_sae(tmp_path))
+    np.testing.assert_array_equal(load_sae(tmp_path / "again").contrast, wanted)
+    for bad in (wanted.T, wanted[:3], np.full_like(wanted, np.nan), wanted[0]):
+        with pytest.raises(MusaeError, match="a row a feature; compute"):
+            save_contrast(tmp_path, bad)
+    save_file({"contrast": wanted.T.copy()}, tmp_path / "feature_contrast.safetensors")
+    with pytest.raises(MusaeError, match="does not hold `contrast`"):
         load_sae(tmp_path)
 
 

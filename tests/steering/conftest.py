@@ -39,4 +39,5 @@ def stream_sae():
     shapes = {"W_enc": (12, 7), "b_enc": (7,), "W_dec": (7, 12), "b_dec": (12,), "threshold": (7,)}
     params = {k: jnp.asarray(rng.normal(size=s) * 3, jnp.float32) for k, s in shapes.items()}
     params["threshold"] = jnp.zeros(7)
-    return SAE(SAEConfig(12, 7, metadata={"hook_name": "blocks.0.resid_post"}), params, jnp.full(7, 6.0))
+    contrast = jnp.asarray(rng.normal(size=(7, 12)), jnp.float32)
+    return SAE(SAEConfig(12, 7, metadata={"hook_name": "blocks.0.resid_post"}), params, jnp.full(7, 6.0), contrast)

@@ -14,12 +14,12 @@ from musae_jax.steering.arms import (
 from musae_jax.steering.directions import difference_in_means, orthogonal_to, pca_direction, probe_directions
 
 TARGETS = [Target(2, "dynamics: loud", "loud", prompts=("", "slow piano")), Target(5, "brightness: bright", "bright")]
-ALL = ("sae", "random", "inactive", "other_layer", "diff_in_means", "prompt")
+ALL = ("sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "prompt")
 
 
 def directions(seed=0):
     rng = np.random.default_rng(seed)
-    return {f: {arm: rng.normal(size=12) for arm in ("inactive", "diff_in_means")} for f in (2, 5)}
+    return {f: {arm: rng.normal(size=12) for arm in ("decoder", "inactive", "diff_in_means")} for f in (2, 5)}
 
 
 def plan(strengths=(-1.0, 0.5, 1.0), main=1.0):
@@ -43,18 +43,19 @@ def test_every_arm_is_planned_once_and_in_pairs():
     dosed = {(row.arm, row.strength) for row in rows if row.feature == 2}
     assert dosed == {
         *((arm, a) for arm in ("sae", "random") for a in (-1.0, 0.5, 1.0)),
-        *((arm, 1.0) for arm in ("inactive", "other_layer", "diff_in_means")),
+        *((arm, 1.0) for arm in ("decoder", "inactive", "other_layer", "diff_in_means")),
         ("prompt", 0.0),
     }
-    assert len(rows) == 6 + 4 * 10 + 4 * 6
+    assert len(rows) == 6 + 4 * 11 + 4 * 6
     texts = {row.text for row in rows if row.arm == "prompt"}
     assert texts == {"loud", "slow piano, loud"} and all(r.text == r.prompt for r in rows if r.arm != "prompt")
     assert ("sae", 2.0) in {(row.arm, row.strength) for row in plan(main=2.0)}  # the strength of comparison is made too
 
 
-def test_all_vectors_have_the_norm_of_the_sae_s(stream_sae):
+@pytest.mark.parametrize("how", ["add", "contrast"])
+def test_all_vectors_have_the_norm_of_the_sae_s(stream_sae, how):
     rows = plan()
-    vectors = row_vectors(stream_sae, rows, directions(), 1, jax.random.key(0))
+    vectors = row_vectors(stream_sae, rows, directions(), 1, jax.random.key(0), how=how)
     assert set(vectors) == {0, 1}
     for place, row in enumerate(rows):
         at = {layer: v[place] for layer, v in vectors.items()}
@@ -62,6 +63,9 @@ def test_all_vectors_have_the_norm_of_the_sae_s(stream_sae):
             assert not at[0].any() and not at[1].any()
             continue
         own = row.strength * 6.0 * np.asarray(stream_sae.params["W_dec"][row.feature])
+        if how == "contrast":
+            towards = np.asarray(stream_sae.contrast[row.feature])
+            own = row.strength * 6.0 * np.linalg.norm(own / row.strength / 6.0) * towards / np.linalg.norm(towards)
         layer = 1 if row.arm == "other_layer" else 0
         np.testing.assert_allclose(np.linalg.norm(at[layer]), np.linalg.norm(own), rtol=1e-5)
         assert not at[1 - layer].any()
@@ -95,8 +99,9 @@ def test_the_inactive_feature_is_silent_here_and_lively_elsewhere(stream_sae):
     clip_mean[2, 3] = 0.2  # silent here, and in one clip elsewhere
     clip_mean[2:, 4] = [0.1, 0.09, 0.1]  # silent here, nearly always there elsewhere; 1, 5 and 6 are dead
     assert inactive_feature(clip_mean, fires, 2) == 4
-    direction = inactive_direction(stream_sae, 2, 4)
-    assert abs(direction @ np.asarray(stream_sae.params["W_dec"][2])) < 1e-4
+    for how, rows in (("add", stream_sae.params["W_dec"]), ("contrast", stream_sae.contrast)):
+        direction = inactive_direction(stream_sae, 2, 4, how)
+        assert abs(direction @ np.asarray(rows[2])) < 1e-4 < abs(direction @ np.asarray(rows[4]))
 
 
 def test_directions_point_at_a_planted_concept():

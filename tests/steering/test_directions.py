@@ -6,7 +6,7 @@ import pytest
 from musae_jax.errors import MusaeError
 from musae_jax.models.edits import Edits
 from musae_jax.sae.sae import SAE, SAEConfig
-from musae_jax.steering.directions import feature_vectors, layer_of, random_direction, steer
+from musae_jax.steering.directions import feature_vectors, layer_of, random_direction, steer, steer_contrast
 
 
 @pytest.fixture
@@ -32,6 +32,27 @@ def test_steering_adds_strength_times_maximum_times_decoder_row(sae):
     doubled = steer(sae, {0: 1.0}, maximum=np.full(9, 4.0))
     np.testing.assert_allclose(doubled.vectors[3], 4.0 * sae.params["W_dec"][0], rtol=1e-6)
     assert not steer(sae, {}).vectors
+
+
+def test_the_contrast_is_as_long_as_the_decoder_s_vector(sae):
+    contrast = np.random.default_rng(1).normal(size=(9, 6)).astype(np.float32)
+    contrast[5] = 0
+    known = sae.replace(contrast=jnp.asarray(contrast))
+    edits = steer_contrast(known, {4: -0.5})
+    assert list(edits.vectors) == [3] and not steer_contrast(known, {}).vectors
+    plain = steer(sae, {4: -0.5}).vectors[3]
+    vector = np.asarray(edits.vectors[3])
+    np.testing.assert_allclose(np.linalg.norm(vector), np.linalg.norm(plain), rtol=1e-5)
+    np.testing.assert_allclose(vector / np.linalg.norm(vector), -contrast[4] / np.linalg.norm(contrast[4]), atol=1e-5)
+    both = steer_contrast(known, {0: 2.0, 4: -0.5}, maximum=np.full(9, 5.0)).vectors[3]
+    first = steer_contrast(known, {0: 5.0}).vectors[3]  # of 2, which is 10
+    np.testing.assert_allclose(both, first + vector, rtol=1e-4, atol=1e-5)
+    with pytest.raises(MusaeError, match="no record of its features' contrasts; run `musae features`"):
+        steer_contrast(sae, {4: 1.0})
+    with pytest.raises(MusaeError, match="no clips set feature 5 apart"):
+        steer_contrast(known, {4: 1.0, 5: 1.0})
+    with pytest.raises(MusaeError, match="feature 1 never fires"):
+        steer_contrast(known, {1: 1.0})
 
 
 def test_what_cannot_be_steered_is_refused(sae):

@@ -15,6 +15,7 @@ from musae_jax.models.generate import generate
 from musae_jax.models.musicgen import encode_prompts
 from musae_jax.steering import experiment
 from musae_jax.steering.arms import Target, plan_rows
+from musae_jax.steering.directions import steer, steer_contrast
 from musae_jax.steering.effects import calibrate, measure_effects
 from musae_jax.steering.experiment import EffectsConfig, Experiment, make_codes
 from musae_jax.steering.listening import Listeners
@@ -69,14 +70,16 @@ def test_rows_of_a_pair_differ_by_their_arm_only(one, tmp_path):
         assert same == (row.feature != 5), row
 
 
+@pytest.mark.parametrize("how", ["contrast", "add"])
 @pytest.mark.parametrize("branches", ["conditional", "both"])
-def test_a_row_is_what_generate_makes_of_its_vector(one, tmp_path, branches):
-    one = dataclasses.replace(one, config=dataclasses.replace(CONFIG, branches=branches))
+def test_a_row_is_what_generate_makes_of_its_vector(one, tmp_path, branches, how):
+    one = dataclasses.replace(one, config=dataclasses.replace(CONFIG, branches=branches, how=how))
     rows = plan_rows(TARGETS[:1], {2: ("sae",)}, (1.0,), {2: 1.0}, 2)
     codes = make_codes(one, rows, tmp_path)
     at = next(n for n, row in enumerate(rows) if row.arm == "sae" and row.prompt == "slow piano")
     number = experiment.pair_number("slow piano", rows[at].seed)
-    vector = 6.0 * np.asarray(one.sae.params["W_dec"][2])
+    edits = {"contrast": steer_contrast, "add": steer}[how](one.sae, {2: 1.0})
+    vector = np.asarray(edits.vectors[0])
     made = generate(
         one.mg.config, one.mg.params, encode_prompts(one.mg, ["slow piano"]),
         jax.random.fold_in(jax.random.key(0), np.uint32(number))[None], seconds=0.6, top_k=0, audio=False,

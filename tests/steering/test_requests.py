@@ -50,19 +50,34 @@ def test_the_command_steers_as_the_library_does(tmp_path, run_folder, capsys):
     text = musae.encode_text(mg, ["slow flute solo"])
     sae = musae.load_sae(run_folder / "sae" / HOOK / "one")
     key, files = jax.random.key(0), {}
+    known = sae.replace(contrast=jax.random.normal(jax.random.key(5), (12, 192)))
+    musae.save_sae(tmp_path / "known", known)
     for name, flags in {
         "plain": (),
         "run": ("--sae", run_folder, "--steer", "3=1", "7=-0.5"),
+        "both": ("--sae", run_folder, "--steer", "3=1", "7=-0.5", "--branches", "both"),
+        "contrast": ("--sae", tmp_path / "known", "--steer", "3=1", "7=-0.5", "--model", "pocket"),
+        "decoder": ("--sae", tmp_path / "known", "--steer", "3=1,7=-0.5", "--model", "pocket", "--steer-how", "add"),
         "folder": ("--sae", run_folder / "sae" / HOOK / "one", "--steer", "7=-0.5", "3=1.0", "--model", "pocket"),
         "zero": ("--sae", run_folder, "--steer", "3=0"),
     }.items():
         code, out, err = generate(capsys, "slow flute solo", "--out", tmp_path / f"{name}.wav", *flags)
         assert code == 0, err
-        assert (f"steered at {HOOK}: feature" in out) == bool(flags)
+        where = "both branches" if name == "both" else "the conditional branch"
+        assert (f"steered at {HOOK} in {where}: feature" in out) == bool(flags)
+        assert ("along its contrast" in out) == (name == "contrast")
         files[name] = soundfile.read(tmp_path / f"{name}.wav", dtype="int16")[0]
     np.testing.assert_array_equal(files["run"], files["folder"])
     np.testing.assert_array_equal(files["zero"], files["plain"])
-    for name, edits in {"plain": None, "run": musae.steer(sae, {3: 1.0, 7: -0.5})}.items():
+    np.testing.assert_array_equal(files["decoder"], files["run"])
+    asked = {3: 1.0, 7: -0.5}
+    wanted_edits = {
+        "plain": None,
+        "run": on_branches(musae.steer(sae, asked), "conditional"),
+        "both": musae.steer(sae, asked),
+        "contrast": on_branches(musae.steer_contrast(known, asked), "conditional"),
+    }
+    for name, edits in wanted_edits.items():
         made = musae.generate(mg.config, mg.params, text, key, seconds=1.0, edits=edits)
         wanted = np.rint(np.clip(np.asarray(made.audio[0]), -1, 1) * 32767)
         assert np.abs(files[name] - wanted).max() <= 1  # a stream's pieces differ in rounding
@@ -100,7 +115,10 @@ def test_how_and_when_and_where_are_the_library_s(tmp_path, tiny_folder, capsys)
             "in the conditional branch: feature 3 at 1 × ",
         ),
         ("3=0.9,8=0.5", "--steer-how", "hold", "--schedule", "sections:0-0.5", "8:ramp:0-1"): (
-            combine(during(hold(sae, {8: 0.5}), ramp(*clip, 0, 1)), during(hold(sae, {3: 0.9}), early)),
+            on_branches(
+                combine(during(hold(sae, {8: 0.5}), ramp(*clip, 0, 1)), during(hold(sae, {3: 0.9}), early)),
+                "conditional",
+            ),
             "(sections:0-0.5), 8 at least 0.5 × ",
         ),
     }

@@ -143,6 +143,7 @@ const ARMS = {
   unsteered: "Unsteered",
   sae: "SAE",
   random: "Random direction",
+  decoder: "Decoder row",
   inactive: "Inactive feature",
   other_layer: "Other layer",
   diff_in_means: "Difference in means",
