@@ -182,12 +182,12 @@ class SteerConfig:
 
     features: int = 3
     """How many features to steer."""
-    strengths: tuple[float, ...] = (1.0, 2.0)
+    strengths: tuple[float, ...] = (0.5, 1.0)
     """What the SAE's and the random direction are made at, in units of each feature's own largest activation; below 0
     the feature is taken away."""
     strength: float | None = None
-    """The strength at which all arms are compared; by default each feature's own, that one of strengths which does most
-    on clips apart."""
+    """The strength at which all arms are compared; by default each feature's own, the least of strengths that does
+    nearly what the best of them does, on clips apart."""
     clips: int = 10
     """Generated clips per feature, arm and strength: prompts in turn, each time with another seed."""
     calibration: int = 4

@@ -62,7 +62,7 @@ def bench_cost(bench: CostBench | None = None, progress: Progress | None = None)
                 f"--seconds is {seconds:g}; give {b.turns + 1} to {WINDOW_SECONDS:g}, a window of which some is timed"
             )
     kernels = jnp.dtype(leaf_dtype(("decoder", "kernel"), b.dtype))
-    bandwidth, flops = _bandwidth(), _product_rate(kernels)
+    bandwidth, flops = _bandwidth(), product_rate(kernels)
     rows = [
         bench_row("cost/bandwidth", {}, bandwidth / 1e9, "GB/s"),
         bench_row("cost/product", {}, flops / 1e9, "GFLOP/s", dtype=str(kernels)),
@@ -132,16 +132,16 @@ def _flops(config: MusicGenConfig, seconds: float) -> float:
 def _bandwidth() -> float:
     array = jnp.ones(1 << 28, jnp.float32)
     total = jax.jit(jnp.sum)
-    return array.nbytes / _best(lambda: total(array))
+    return array.nbytes / best_of(lambda: total(array))
 
 
-def _product_rate(dtype: Any) -> float:
+def product_rate(dtype: Any) -> float:
     side = 4096
     a, b = jnp.ones((side, side), dtype), jnp.ones((side, side), dtype)
     product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
-    return 2 * side**3 / _best(lambda: product(a, b))
+    return 2 * side**3 / best_of(lambda: product(a, b))
 
 
-def _best(call: Callable[[], Any], times: int = 5) -> float:
+def best_of(call: Callable[[], Any], times: int = 5) -> float:
     jax.block_until_ready(call())
     return min(seconds_of(lambda: jax.block_until_ready(call())) for _ in range(times))

@@ -104,6 +104,17 @@ class SteerFlags:
 
 
 @dataclass(frozen=True)
+class TrainingFlags:
+    """What a step of training the pocket model costs: the language model beside the machine's floor, the codec by its
+    parts."""
+
+    times: int = 5
+    """How often each is timed, after once that is not; the fastest counts."""
+    json: Path | None = None
+    """Also write the rows here."""
+
+
+@dataclass(frozen=True)
 class DriftFlags:
     """How far a narrower dtype leads away from float32, layer by layer, on music that the model has made."""
 
@@ -200,6 +211,15 @@ def steer_verb(flags: SteerFlags) -> str:
         return table(bench_steer(load_musicgen(flags.model), flags.model, bench, progress), flags.json)
 
 
+def training_verb(flags: TrainingFlags) -> str:
+    from musae_jax.bench.training import TrainingBench, bench_training
+    from musae_jax.pocket.train import POCKET
+    from musae_jax.progress import progress_bar
+
+    with progress_bar("training", console) as progress:
+        return table(bench_training(POCKET, TrainingBench(times=flags.times), progress), flags.json)
+
+
 def drift_verb(flags: DriftFlags) -> str:
     from musae_jax.bench.drift import DriftBench, bench_drift
     from musae_jax.models.checkpoints import load_musicgen
@@ -239,6 +259,7 @@ SPEED = {
     "harvest": Verb(HarvestFlags, harvest_verb, "how fast residuals are harvested, beside transformers"),
     "cost": Verb(CostFlags, cost_verb, "how the engine's cost grows with batch, length and size"),
     "steer": Verb(SteerFlags, steer_verb, "what steering costs, beside generation left alone"),
+    "training": Verb(TrainingFlags, training_verb, "what a step of training the pocket model costs, part by part"),
     "drift": Verb(DriftFlags, drift_verb, "how far a narrower dtype leads away from float32"),
     "pod": Verb(PodFlags, pod_verb, "what training, harvest and generation cost on a TPU slice, without one"),
 }

@@ -3,9 +3,10 @@
 The clips of a pair begin from the same noise and differ by their arm only (`arms`, `experiment`). What is heard in them
 is in `measures`, the statistics in `comparisons`, what follows from them in `summary`.
 
-Features differ in how much of them is needed. Unless a strength is given, each is steered at that one of `strengths`
-which takes its concept farthest above both the unsteered clip and the random direction, and breaks at most a quarter of
-the clips, in `calibration` clips whose seeds are not used again.
+Features differ in how much of them is needed. Unless a strength is given, each is steered at the least of `strengths`
+that does nearly what the best of them does, `NEARLY` of it: take its concept above both the unsteered clip and the
+random direction in `calibration` clips, whose seeds are not used again, and break at most `BREAKING` of them. More only
+drifts farther from music.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from musae_jax.steering.measures import collapses
 from musae_jax.steering.summary import Dose, Readings, summarise
 
 BREAKING = 0.25  # share of clips that a feature's own strength may break
+NEARLY = 0.9  # of the greatest gain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +76,25 @@ def calibrate(
         values, _ = hear_concept(target, listeners, audio, first=True)
         if values:
             broken = np.any(list(collapses(audio, codes[places]).values()), axis=0)
-            chosen[target.feature] = _strongest(next(iter(values.values())), broken, doses)
+            chosen[target.feature] = _sufficient(next(iter(values.values())), broken, doses)
         if progress:
             progress(number, len(targets), "features calibrated")
     return chosen
 
 
-def _strongest(values: np.ndarray, broken: np.ndarray, doses: Mapping[Dose, np.ndarray]) -> float:
-    """The strength above 0 with the greatest gain over both unsteered and random clips, by values [R] of the concept,
-    among those at which at most a quarter of the clips break down, if there are such."""
-    gains = {}
-    for (arm, strength), places in doses.items():
+def _sufficient(values: np.ndarray, broken: np.ndarray, doses: Mapping[Dose, np.ndarray]) -> float:
+    """The least strength above 0 with nearly the greatest gain over both unsteered and random clips, by values [R] of
+    the concept, among those at which few clips break, if there are such."""
+    gains, whole = {}, {}
+    for (arm, strength), places in sorted(doses.items()):
         if arm == "sae" and strength > 0:
             beside = max(values[doses[dose]].mean() for dose in (("random", strength), ("unsteered", 0.0)))
-            gains[strength] = (broken[places].mean() <= BREAKING, values[places].mean() - beside)
-    return max(sorted(gains), key=gains.__getitem__)
+            gains[strength] = values[places].mean() - beside
+            whole[strength] = broken[places].mean() <= BREAKING
+    usable = [strength for strength in gains if whole[strength]] or list(gains)
+    greatest = max(gains[strength] for strength in usable)
+    least = greatest * NEARLY if greatest > 0 else greatest
+    return min(strength for strength in usable if gains[strength] >= least)
 
 
 def measure_effects(

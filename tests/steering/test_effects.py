@@ -13,7 +13,7 @@ from musae_jax.errors import MusaeError
 from musae_jax.files import read_json, read_json_lines
 from musae_jax.models.generate import generate
 from musae_jax.models.musicgen import encode_prompts
-from musae_jax.steering import experiment
+from musae_jax.steering import effects, experiment
 from musae_jax.steering.arms import Target, plan_rows
 from musae_jax.steering.directions import steer, steer_contrast
 from musae_jax.steering.effects import calibrate, measure_effects
@@ -144,7 +144,7 @@ def test_sounds_are_kept_with_what_was_heard_in_them(made):
     assert all("tagger" in row and row["text"] in ("", "fast") for row in mine)
 
 
-def test_the_strength_is_chosen_on_clips_apart(one, tmp_path):
+def test_the_strength_is_chosen_on_clips_apart(one, tmp_path, monkeypatch):
     def hear(clip_ids, load):  # the more of it, the stronger the clip: told by the number of the row
         heard = hear_level("tagger")(clip_ids, load)
         heard.clips[:, 0] = [wanted[int(clip)] for clip in clip_ids]
@@ -155,8 +155,15 @@ def test_the_strength_is_chosen_on_clips_apart(one, tmp_path):
     for best in (0.5, 1.0):
         wanted = [float(row.arm == "sae" and row.strength == best) for row in rows]
         assert calibrate(one, TARGETS[:1], listeners, tmp_path) == {2: best}
-    wanted = [float(row.arm != "unsteered" and row.strength == 1.0) + 0.1 * (row.arm == "sae") for row in rows]
-    assert calibrate(one, TARGETS[:1], listeners, tmp_path) == {2: 1.0}
+    for over, least in ((1.05, 0.5), (1.2, 1.0)):  # a little more is not worth a stronger dose
+        wanted = [{0.5: 1.0, 1.0: over}.get(row.strength, 0.0) * (row.arm == "sae") for row in rows]
+        assert calibrate(one, TARGETS[:1], listeners, tmp_path) == {2: least}
+    wanted = [2.0 * (row.arm != "unsteered" and row.strength == 1.0) + (row.arm == "sae") for row in rows]
+    assert calibrate(one, TARGETS[:1], listeners, tmp_path) == {2: 0.5}  # what chance does as well is no gain
+    broken = lambda audio, codes: {"silent": np.asarray([row.strength == 1.0 for row in rows])}  # noqa: E731
+    monkeypatch.setattr(effects, "collapses", broken)
+    wanted = [row.strength * (row.arm == "sae") for row in rows]
+    assert calibrate(one, TARGETS[:1], listeners, tmp_path) == {2: 0.5}
     given = dataclasses.replace(one, config=dataclasses.replace(CONFIG, strength=0.7))
     assert calibrate(given, TARGETS, listeners, tmp_path) == {2: 0.7, 5: 0.7}
 
