@@ -178,6 +178,10 @@ function interval(d, scale) {
     ),
   );
 }
+const ADDED = {
+  contrast: "A vector towards the music in which the feature is strongest",
+  add: "Each feature’s decoder row",
+};
 function steeringPage() {
   const page = make("section", { class: "sheet", "aria-label": "Steering" });
   page.append(
@@ -188,7 +192,7 @@ function steeringPage() {
       make(
         "p",
         { class: "lede" },
-        "Each feature’s decoder direction is added at every step, and the sound compared with that of the same prompt and noise left alone, and with other vectors of the same norm. Gains are of the feature’s concept, in standard deviations of the unsteered clips; whiskers: 95 % bootstrap intervals over pairs.",
+        `${ADDED[(data.steeringSummary || {}).config?.how] || ADDED.add} is added at every step, and the sound compared with that of the same prompt and noise left alone, and with other vectors of the same norm. Gains are of the feature’s concept, in standard deviations of the unsteered clips; whiskers: 95 % bootstrap intervals over pairs.`,
       ),
     ),
   );
@@ -264,14 +268,16 @@ function steeringPage() {
   const versus = (arm) => {
     const scale = widest((r) => r.against[arm] || { ci: [0, 0] });
     return {
-      text: `over ${ARMS[arm].toLowerCase()}`,
+      text: ARMS[arm],
+      kind: "arm",
+      hint: `gain over ${ARMS[arm].toLowerCase()}`,
       value: (r) => r.against[arm] && r.against[arm].mean,
       cell: (r) => interval(r.against[arm], scale),
     };
   };
   const steepest = widest((r) => r.slope);
   page.append(
-    make("h3", {}, "Each feature"),
+    make("h3", {}, "Each feature, and its gain over each arm"),
     sortable(
       [
         {
