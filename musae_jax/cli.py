@@ -288,13 +288,14 @@ def validate_verb(flags: ValidateFlags) -> str:
 def steer_verb(flags: SteerFlags) -> str:
     from musae_jax.progress import progress_bar
     from musae_jax.run import open_run, reconfigure, run_stage
-    from musae_jax.steered import steer_like_the_paper
+    from musae_jax.steered import effects_config, steer_like_the_paper
     from musae_jax.steering.tables import effects_text, paper_text
 
     run = open_run(flags.run)
     if flags.preset == "paper":
         with progress_bar("steer", console) as progress:
             return paper_text(steer_like_the_paper(run, flags.steer, progress))
+    effects_config(flags.steer, run.config.seed)  # what cannot be is not remembered
     if flags.steer != run.config.steer:
         run = reconfigure(run, steer=flags.steer)
     with progress_bar("steer", console) as progress:

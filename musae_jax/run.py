@@ -41,7 +41,7 @@ from musae_jax.sae.formats import save_contrast, save_maximum
 from musae_jax.sae.mirror import mirror_logs
 from musae_jax.sae.recipes import recipe_name, train_recipe
 from musae_jax.sae.train import train_saes
-from musae_jax.steered import steer_stage
+from musae_jax.steered import effects_config, steer_stage
 from musae_jax.validation.splice import splice_folder
 
 Progress = Callable[[int, int, str], None]
@@ -279,6 +279,7 @@ def open_run(folder: str | Path, process: int = 0, processes: int = 1) -> Run:
 
 def begin_run(config: RunConfig) -> Run:
     """Writes run.json, or checks that the one there asks for the same; nothing else is touched."""
+    effects_config(config.steer, config.seed)  # what would end it after hours
     folder = Path(config.out)
     record = {**to_record(config), "out": "."}  # a run folder can be moved
     del record["until"]  # and gone on with
@@ -291,9 +292,9 @@ def begin_run(config: RunConfig) -> Run:
         record, found = to_record(config), to_record(known)
         changed = sorted(name for name in record if name not in ("out", "until") and found[name] != record[name])
         if changed:
-            raise MusaeError(
-                f"{folder} holds a run with another {' and '.join(changed)}; choose another --out or delete that folder"
-            )
+            verbs = " and ".join(f"`musae {name} --run {folder}`" for name in changed)
+            way = f"change that with {verbs}" if set(changed) <= set(RETOLD) else "choose another --out"
+            raise MusaeError(f"{folder} holds a run with another {' and '.join(changed)}; {way} or delete that folder")
     else:
         versions = {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__}
         device = jax.devices()[0]

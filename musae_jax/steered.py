@@ -70,7 +70,19 @@ def steer_stage(run: "Run", progress: Progress | None = None) -> None:
         for name in ("summary.json", "effects.jsonl", "sounds.jsonl"):
             (run.folder / "steering" / name).unlink(missing_ok=True)
         return
-    config = EffectsConfig(
+    config = effects_config(c, run.config.seed)
+    activity = activity_of(run, layer)
+    listeners = _listeners(run, activity, targets, judge)
+    others: dict[int, set[str]] = {}
+    for row in chosen:
+        others.setdefault(row["feature"], set()).add(row["name"])
+    one = _experiment(run, layer, activity, targets, config)
+    measure_effects(one, targets, listeners, run.folder / "steering", others, run.name, progress)
+
+
+def effects_config(c: SteerConfig, seed: int) -> EffectsConfig:
+    """How clips are made and compared for these settings; raises `MusaeError` for what cannot be."""
+    return EffectsConfig(
         strengths=c.strengths,
         strength=c.strength,
         arms=tuple(dict.fromkeys(("sae", "random", *c.arms))),
@@ -79,15 +91,8 @@ def steer_stage(run: "Run", progress: Progress | None = None) -> None:
         clips=c.clips,
         calibration=c.calibration,
         seconds=c.seconds,
-        seed=run.config.seed,
+        seed=seed,
     )
-    activity = activity_of(run, layer)
-    listeners = _listeners(run, activity, targets, judge)
-    others: dict[int, set[str]] = {}
-    for row in chosen:
-        others.setdefault(row["feature"], set()).add(row["name"])
-    one = _experiment(run, layer, activity, targets, config)
-    measure_effects(one, targets, listeners, run.folder / "steering", others, run.name, progress)
 
 
 def steer_like_the_paper(run: "Run", c: SteerConfig, progress: Progress | None = None) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def test_every_stage_leaves_its_files(whole):
         f"sae/{HOOK}/{SAE}/metrics.json",
         f"sae/{HOOK}/{SAE}/splice.json",
         f"sae/{HOOK}/{SAE}/train.png",
+        f"sae/{HOOK}/{SAE}/feature_contrast.safetensors",
         f"sae/{HOOK}/{SAE}-random-weights/metrics.json",
         f"sae/{HOOK}/{SAE}-random-weights/splice.json",
         f"features/{HOOK}/{SAE}/features.jsonl",
@@ -103,7 +104,9 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(whole, tiny_fol
     assert cli.main(road(whole, tiny_folder)) == 0
     assert files(whole) == before
     assert cli.main([*road(whole, tiny_folder), "--train.k", "9"]) == 2
-    assert "another train" in capsys.readouterr().err
+    assert "another train; choose another --out" in " ".join(capsys.readouterr().err.split())
+    assert cli.main([*road(whole, tiny_folder), "--steer.seconds", "0.5"]) == 2
+    assert "another steer; change that with `musae steer --run" in " ".join(capsys.readouterr().err.split())
     assert files(whole) == before
 
 
@@ -114,6 +117,12 @@ def test_what_an_audio_llm_lacks_is_told_at_the_beginning(tmp_path, tiny_folder,
         assert cli.main([*road(out, tiny_folder), "--label.sources", "truth", "llm", *flags]) == 2
         assert said in capsys.readouterr().err.replace("\n", " ") and not (out / "music").exists()
         check_llm(open_run(out), "validate")  # does not ask, and lacks nothing
+
+
+def test_what_cannot_be_steered_is_told_at_the_beginning(tmp_path, tiny_folder, capsys):
+    for flags, said in ((("--steer.clips", "1"), "make 2 at least"), (("--steer.strengths", "0"), "none of them 0")):
+        assert cli.main([*road(tmp_path / "run", tiny_folder), *flags]) == 2
+        assert said in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "run").exists()
 
 
 def test_a_run_that_an_older_version_began_goes_on(tmp_path):
@@ -275,6 +284,7 @@ def test_steering_is_told_otherwise_by_its_verb(whole, tiny_folder, tmp_path, ca
     assert (out / "steering" / "summary.json").read_bytes() == before
     assert cli.main(["steer", "--run", str(out), "--clips", "1"]) == 2
     assert "make 2 at least" in " ".join(capsys.readouterr().err.split())
+    assert json.loads((out / "run.json").read_text())["config"]["steer"]["clips"] == 2
 
 
 @pytest.mark.parametrize("harvest", [{"live": True}, {"store": "memory://bucket/run"}])
