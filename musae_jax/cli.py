@@ -129,7 +129,9 @@ class SteerFlags:
     run: Path
     """The run folder."""
     steer: tyro.conf.OmitArgPrefixes[SteerConfig] = field(
-        default_factory=lambda: SteerConfig(features=20, strengths=(-1.0, 0.25, 0.5, 1.0, 2.0), clips=16, calibration=8)
+        default_factory=lambda: SteerConfig(
+            features=20, strengths=(-0.5, 0.125, 0.25, 0.5, 1.0, 2.0), clips=16, calibration=8
+        )
     )
     preset: Literal["controls", "paper"] = "controls"
     """paper: the protocol of arXiv 2505.18186, Table 2: features that the filter keeps, the prompt "Simple melody",
