@@ -3,12 +3,14 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from musae_jax.bench.training import TrainingBench, bench_training
 from musae_jax.models.encodec import EncodecConfig
 from musae_jax.pocket.train import POCKET
 
 
+@pytest.mark.slow  # compiles a program a part
 def test_every_part_of_training_is_timed():
     tiny = dataclasses.replace(
         POCKET,
