@@ -370,7 +370,7 @@ VERBS = {
     "compose": Verb(ComposeFlags, compose_verb, "render labelled music"),
     "harvest": Verb(HarvestFlags, harvest_verb, "music to activation store"),
     "train": Verb(TrainFlags, train_verb, "store to sparse autoencoder"),
-    "features": Verb(StageFlags, stage_verb("features"), "statistics and exemplars"),
+    "features": Verb(StageFlags, stage_verb("features"), "statistics, exemplars and what steering adds"),
     "label": Verb(LabelFlags, label_verb, "names for features"),
     "validate": Verb(ValidateFlags, validate_verb, "evidence for the names, by other sources than gave them"),
     "steer": Verb(SteerFlags, steer_verb, "steer the best-named features, measured against every control"),

@@ -247,7 +247,7 @@ class GenerateConfig:
 
     musae generate "piano" --seconds 120 --out - | ffplay -nodisp -
 
-    musae generate "piano" --sae runs/pocket --steer 740=1 367=-0.5 --out steered.wav
+    musae generate "piano" --sae runs/pocket --steer 740=0.5 367=-0.5 --out steered.wav
 
     musae generate "piano" --sae runs/pocket --steer 740=0.8 --steer-how hold --schedule sections:2-6 --out held.wav
     """

@@ -14,6 +14,7 @@ import numpy as np
 from musae_jax.activations.harvest import hook_name
 from musae_jax.errors import MusaeError
 from musae_jax.features.activity import Activity, neuron_activity, sae_activity
+from musae_jax.features.contrasts import feature_contrasts
 from musae_jax.features.families import families
 from musae_jax.features.firing import MOST, Firing, find_firing
 from musae_jax.files import read_json_lines, write_json, write_json_lines
@@ -189,6 +190,12 @@ def _with_ends(row: dict[str, Any]) -> dict[str, Any]:
 def activity_of(run: "Run", layer: int, control: bool = False) -> Activity:
     """What the features of a layer's SAE, or of its control's, do over the run's clips."""
     return sae_activity(run.store(layer, control), load_sae(run.sae_folder(layer, control)))
+
+
+def contrasts_of(run: "Run", activity: Activity) -> np.ndarray:
+    """Each feature's contrast, by the clips of the half that names: [F, D]."""
+    clips = [n for n, clip in enumerate(activity.clip_ids) if run.halves[clip] == "label"]
+    return feature_contrasts(activity, clips, run.config.features.active_above)
 
 
 def firing_of(run: "Run", activity: Activity, half: str, most: float = MOST) -> Firing:

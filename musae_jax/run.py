@@ -24,7 +24,6 @@ from musae_jax.compose.dataset import write_dataset
 from musae_jax.config import LabelConfig, RunConfig, SteerConfig, ValidateConfig, from_record, to_record
 from musae_jax.errors import MusaeError
 from musae_jax.explorer.report import write_report
-from musae_jax.features.contrasts import feature_contrasts
 from musae_jax.features.exemplars import find_exemplars, save_clips, save_exemplars
 from musae_jax.features.statistics import FilterConfig, feature_statistics, save_statistics
 from musae_jax.files import read_json, write_json
@@ -34,7 +33,7 @@ from musae_jax.mesh import first_process, make_mesh
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.layout import place_musicgen
 from musae_jax.models.musicgen import MusicGen, encode_audio, random_musicgen
-from musae_jax.names import activity_of, label_stage, validate_names
+from musae_jax.names import activity_of, contrasts_of, label_stage, validate_names
 from musae_jax.places import Place, inside, open_place
 from musae_jax.sae.curves import write_training_picture
 from musae_jax.sae.formats import save_contrast, save_maximum
@@ -229,7 +228,7 @@ def train_stage(run: Run, progress: Progress | None = None) -> None:
 
 
 def features_stage(run: Run, progress: Progress | None = None) -> None:
-    """Statistics, exemplars, and the sound of the clips they name."""
+    """Statistics, exemplars and the sound of the clips they name, and what steering adds."""
     c = run.config.features
     criteria = FilterConfig(c.minimum_share, c.maximum_share, c.active_above)
     captions = {clip.id: clip.caption for clip in run.clips.clips}
@@ -239,8 +238,7 @@ def features_stage(run: Run, progress: Progress | None = None) -> None:
         statistics = feature_statistics(activity, criteria)
         save_statistics(folder, statistics, criteria)
         save_maximum(run.sae_folder(layer), statistics.maximum)
-        naming = [n for n, clip in enumerate(activity.clip_ids) if run.halves[clip] == "label"]
-        save_contrast(run.sae_folder(layer), feature_contrasts(activity, naming, c.active_above))
+        save_contrast(run.sae_folder(layer), contrasts_of(run, activity))
         kept = np.flatnonzero(statistics.kept)
         exemplars = find_exemplars(activity, run.halves, kept, c.exemplars, c.exemplars, run.tracks)
         save_exemplars(folder, exemplars)
@@ -292,8 +290,8 @@ def begin_run(config: RunConfig) -> Run:
         record, found = to_record(config), to_record(known)
         changed = sorted(name for name in record if name not in ("out", "until") and found[name] != record[name])
         if changed:
-            verbs = " and ".join(f"`musae {name} --run {folder}`" for name in changed)
-            way = f"change that with {verbs}" if set(changed) <= set(RETOLD) else "choose another --out"
+            steer = f"change that with `musae steer --run {folder}` and the flags you want"
+            way = steer if changed == ["steer"] else "choose another --out"
             raise MusaeError(f"{folder} holds a run with another {' and '.join(changed)}; {way} or delete that folder")
     else:
         versions = {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__}

@@ -21,9 +21,9 @@ from musae_jax.labels.scores import Truth
 from musae_jax.labels.vocabulary import counterparts
 from musae_jax.models.clap import embed_text
 from musae_jax.models.clap_checkpoints import load_clap
-from musae_jax.names import activity_of, ear, firing_of, hear, listen, place_of_clap
+from musae_jax.names import activity_of, contrasts_of, ear, firing_of, hear, listen, place_of_clap
 from musae_jax.pocket import JUDGE
-from musae_jax.sae.formats import load_sae
+from musae_jax.sae.formats import load_sae, save_contrast
 from musae_jax.sae.sae import SAE
 from musae_jax.steering.arms import (
     Target,
@@ -196,6 +196,9 @@ def _experiment(
 ) -> Experiment:
     """The directions of all arms; the other layer is that half of the depth away."""
     sae, depth = load_sae(run.sae_folder(layer)), run.model.config.decoder.num_hidden_layers
+    if config.how == "contrast" and sae.contrast is None:  # in a run begun before there were any
+        save_contrast(run.sae_folder(layer), contrasts_of(run, activity))
+        sae = load_sae(run.sae_folder(layer))
     other = (layer + depth // 2) % depth
     directions = _directions(run, layer, sae, activity, list(targets), config)
     return Experiment(
@@ -207,10 +210,11 @@ def _directions(
     run: "Run", layer: int, sae: SAE, activity: Activity, targets: list[Target], config: EffectsConfig
 ) -> dict[int, dict[str, np.ndarray]]:
     """Directions of each feature's arms, from the half that names: where the composer wrote the concept, or, where
-    nobody knows, where the feature fires."""
+    nobody knows, where the feature fires. There the difference in means would be the contrast over again, and is left
+    out where that is what is added."""
     directions: dict[int, dict[str, np.ndarray]] = {target.feature: {} for target in targets}
     if "decoder" in config.arms and config.how != "add":
-        directions = {feature: {"decoder": np.asarray(sae.params["W_dec"])[feature]} for feature in directions}
+        directions = {feature: {"decoder": np.asarray(sae.params["W_dec"][feature])} for feature in directions}
     asked = {"inactive", "diff_in_means", "probe", "pca"} & set(config.arms)
     if not asked:
         return directions
@@ -221,7 +225,7 @@ def _directions(
     order = [firing.clip_ids.index(clip) for clip in ids]
     numbers = {clip: n for n, clip in enumerate(activity.clip_ids)}
     clip_mean = activity.clip_mean[[numbers[clip] for clip in firing.clip_ids]]
-    by_clip, by_frame = {}, {}
+    by_clip, by_frame, by_firing = {}, {}, {}
     for target in targets:
         fires = fired[target.feature]
         if "inactive" in asked and fires.any() and not fires.all():
@@ -233,9 +237,10 @@ def _directions(
         elif known:
             by_clip[target.feature] = (truth.active[:, :, known].mean(1) > 0.5).any(1, keepdims=True)
         else:
-            by_clip[target.feature] = fires[order][:, None]
-    for x, holds in ((means, by_clip), (frames, by_frame)):
-        for feature, found in contrast_directions(x, holds, asked).items():
+            by_firing[target.feature] = fires[order][:, None]
+    blind = asked - {"diff_in_means"} if config.how == "contrast" else asked
+    for x, holds, arms in ((means, by_clip, asked), (frames, by_frame, asked), (means, by_firing, blind)):
+        for feature, found in contrast_directions(x, holds, arms).items():
             directions[feature] |= found
     return directions
 

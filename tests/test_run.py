@@ -105,6 +105,8 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(whole, tiny_fol
     assert files(whole) == before
     assert cli.main([*road(whole, tiny_folder), "--train.k", "9"]) == 2
     assert "another train; choose another --out" in " ".join(capsys.readouterr().err.split())
+    assert cli.main([*road(whole, tiny_folder), "--validate.fresh", "4"]) == 2
+    assert "another validate; choose another --out" in " ".join(capsys.readouterr().err.split())
     assert cli.main([*road(whole, tiny_folder), "--steer.seconds", "0.5"]) == 2
     assert "another steer; change that with `musae steer --run" in " ".join(capsys.readouterr().err.split())
     assert files(whole) == before
@@ -264,13 +266,19 @@ def test_steering_is_told_otherwise_by_its_verb(whole, tiny_folder, tmp_path, ca
     labels = [json.loads(line) for line in (out / "labels" / "labels.jsonl").read_text().splitlines()]
     write_json_lines(out / "labels" / "labels.jsonl", [{**row, "confidence": 0.5} for row in labels])
     few = ["--features", "2", "--clips", "2", "--seconds", "0.5", "--calibration", "1"]
-    flags = ["--strengths", "-1", "0.5", "1", "--prompt", "slow flute", "--arms", "diff_in_means", "probe", "pca"]
+    arms = ["inactive", "decoder", "diff_in_means", "probe", "pca"]
+    flags = ["--strengths", "-1", "0.5", "1", "--prompt", "slow flute", "--arms", *arms]
+    contrast = out / "sae" / HOOK / SAE / "feature_contrast.safetensors"
+    known = contrast.read_bytes()
+    contrast.unlink()  # as in a run that an older version made
     assert cli.main(["steer", "--run", str(out), *few, *flags]) == 0
     told = capsys.readouterr().out
     assert (out / "steering" / "effects.jsonl").exists() and (out / "steering" / "sounds.jsonl").exists()
-    assert "of 2 features" in told and "principal component" in told and "inactive" not in told
+    assert contrast.read_bytes() == known
+    assert "of 2 features" in told and "principal component" in told and "other layer" not in told
     summary = json.loads((out / "steering" / "summary.json").read_text())
-    assert set(summary["against"]) == {"unsteered", "random", "diff_in_means", "probe", "pca"}
+    assert {"unsteered", "random", "decoder", "probe", "pca"} <= set(summary["against"])
+    assert set(summary["against"]) <= {"unsteered", "random", *arms}
     assert all(row["prompts"] == ["slow flute"] for row in summary["features"])
     assert json.loads((out / "run.json").read_text())["config"]["steer"]["strengths"] == [-1.0, 0.5, 1.0]
     assert cli.main([*road(out, tiny_folder)[:5], *FLAGS[: FLAGS.index("--steer.features")]]) == 0  # and remembers
@@ -282,6 +290,8 @@ def test_steering_is_told_otherwise_by_its_verb(whole, tiny_folder, tmp_path, ca
     table = json.loads((out / "steering" / "paper" / "table.json").read_text())
     assert table["features"] == 2 and table["clips"] == 2 and 0 <= table["sae"]["first_clip"] <= 1
     assert (out / "steering" / "summary.json").read_bytes() == before
+    assert cli.main(["steer", "--run", str(out), "--how", "add", *few]) == 0
+    assert "decoder" not in json.loads((out / "steering" / "summary.json").read_text())["against"]
     assert cli.main(["steer", "--run", str(out), "--clips", "1"]) == 2
     assert "make 2 at least" in " ".join(capsys.readouterr().err.split())
     assert json.loads((out / "run.json").read_text())["config"]["steer"]["clips"] == 2

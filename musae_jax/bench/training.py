@@ -16,6 +16,7 @@ import numpy as np
 
 from musae_jax.bench.cost import best_of, product_rate
 from musae_jax.bench.rows import bench_row
+from musae_jax.errors import MusaeError
 from musae_jax.models.encodec import EncodecConfig, Layer, apply_layers, decoder_layers, encoder_layers
 from musae_jax.models.musicgen import MusicGenConfig
 from musae_jax.pocket import codec, lm
@@ -49,8 +50,13 @@ def bench_training(
                                 divided by the FLOPs of a frame as XLA counts them, the ratio how much of it is reached.
     training/codec              frames a second of a step with quantisation.
     training/codec, part        share of that step's time that a part takes alone, forward and back.
+
+    Raises:
+      MusaeError: nothing is to be timed.
     """
     b = bench or TrainingBench()
+    if b.times < 1:
+        raise MusaeError(f"--times is {b.times}; give 1 or more")
     rate = product_rate(jnp.float32)
     rows = [bench_row("training/product", {}, rate / 1e9, "GFLOP/s")]
 

@@ -11,22 +11,25 @@ from collections.abc import Sequence
 import numpy as np
 
 from musae_jax.features.activity import Activity
-from musae_jax.features.firing import strongest
+from musae_jax.features.firing import LEAST, blocks, strongest
 
-STRONGEST = 0.1  # share of clips
+STRONGEST = 0.1  # share of clips, at most
 
 
 def feature_contrasts(activity: Activity, clips: Sequence[int], active_above: float = 0.0) -> np.ndarray:
-    """Mean of the stream in the strongest tenth of the clips of each feature, less that in the others: float32 [F, D].
+    """Mean of the stream in the strongest clips of each feature, less that in the others: float32 [F, D].
 
-    Of `activity` only the clips numbered `clips` are read, and of those that count as strongest (`firing.strongest`)
-    the means over frames. A feature that is never active, or strongest everywhere, has none: zeros.
+    Of `activity` only the clips numbered `clips` are read, and of each the mean over its frames. At most a tenth count
+    as strongest (`firing.strongest`). A feature with fewer than `LEAST` of them, or of the others, has none: zeros.
     """
     clips = np.asarray(clips, int)
     stream = np.asarray(activity.stream_mean[clips], np.float32)  # [n, D]
-    strong = strongest(activity.clip_mean[clips], active_above, STRONGEST).astype(np.float32)  # [n, F]
-    count = strong.sum(0)[:, None]
-    within = strong.T @ stream  # [F, D]
-    told = (count > 0) & (count < len(clips))
-    beyond = (stream.sum(0) - within) / np.maximum(len(clips) - count, 1)
-    return np.where(told, within / np.maximum(count, 1) - beyond, 0.0).astype(np.float32)
+    found = np.zeros((activity.features, stream.shape[1]), np.float32)
+    for block in blocks(activity.features, len(clips)):
+        strong = strongest(activity.clip_mean[clips, block], active_above, STRONGEST).astype(np.float32)  # [n, F']
+        count = strong.sum(0)[:, None]
+        within = strong.T @ stream  # [F', D]
+        told = (count >= LEAST) & (len(clips) - count >= LEAST)
+        beyond = (stream.sum(0) - within) / np.maximum(len(clips) - count, 1)
+        found[block] = np.where(told, within / np.maximum(count, 1) - beyond, 0.0)
+    return found

@@ -65,10 +65,11 @@ def save_sae(folder: str | Path, sae: SAE, golden: Any = None) -> None:
         record["rescale_acts_by_decoder_norm"] = False
     write_tensors(folder / WEIGHTS, params)
     write_tensors(folder / GOLDEN, golden_triple(config, params, golden))
-    if sae.maximum is not None:
-        save_maximum(folder, sae.maximum)
-    if sae.contrast is not None:
-        save_contrast(folder, sae.contrast)
+    for name, known, save in ((MAXIMUM, sae.maximum, save_maximum), (CONTRAST, sae.contrast, save_contrast)):
+        if known is None:
+            (folder / name).unlink(missing_ok=True)  # of another SAE that was here
+        else:
+            save(folder, known)
     write_json(folder / CONFIG, record)
 
 
@@ -89,10 +90,10 @@ def save_contrast(folder: str | Path, contrast: Any) -> None:
     contrast = np.asarray(contrast, np.float32)
     record = read_json(Path(folder) / CONFIG) if (Path(folder) / CONFIG).exists() else {}
     shape = tuple(record.get(name, size) for name, size in zip(("d_sae", "d_in"), contrast.shape))
-    if contrast.shape != shape or not np.isfinite(contrast).all():
+    if contrast.ndim != 2 or contrast.shape != shape or not np.isfinite(contrast).all():
         raise MusaeError(
-            f"the contrasts for {folder} have shape {contrast.shape}, but finite values {shape} are needed, a row a"
-            " feature; compute the features' statistics again"
+            f"the contrasts for {folder} have shape {contrast.shape}, but finite values [features, width of the stream]"
+            " are needed; run `musae features` again"
         )
     write_tensors(Path(folder) / CONTRAST, {"contrast": contrast})
 
@@ -121,17 +122,18 @@ def load_sae(source: str | Path, subfolder: str = "", revision: str | None = Non
     check_golden(folder, config, params)
     maximum = _beside(folder / MAXIMUM, "maximum", (config.d_sae,))
     contrast = _beside(folder / CONTRAST, "contrast", (config.d_sae, config.d_in))
+    maximum = None if maximum is None else jnp.asarray(maximum)
     return SAE(config, {name: jnp.asarray(value) for name, value in params.items()}, maximum, contrast)
 
 
-def _beside(path: Path, name: str, shape: tuple[int, ...]) -> jnp.ndarray | None:
+def _beside(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
     """What is known of the features besides the weights, or None where the file is not there."""
     if not path.exists():
         return None
     found = read_tensors(path).get(name)
     if found is None or found.shape != shape:
         raise MusaeError(f"{path} does not hold `{name}` {list(shape)}; delete it and run it again")
-    return jnp.asarray(found, jnp.float32)
+    return found
 
 
 def is_sae(folder: Path) -> bool:

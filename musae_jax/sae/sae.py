@@ -6,6 +6,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 ARCHITECTURES = ("jumprelu", "topk", "standard", "gated", "groupmax")
 
@@ -54,13 +55,14 @@ class SAE:
 
     A gated one has "b_gate", "r_mag" and "b_mag", all [F], in the place of "b_enc".
     `maximum` [F], if known, is each feature's largest activation over the harvested music: the unit of steering.
-    `contrast` [F, D], if known, is what sets the music in which a feature is strongest apart (`features.contrasts`).
+    `contrast` [F, D], if known, is what sets the music in which a feature is strongest apart (`features.contrasts`); as
+    `load_sae` gives it it stays in the host's memory, since only steering reads rows of it.
     """
 
     config: SAEConfig = flax.struct.field(pytree_node=False)
     params: dict[str, jax.Array]
     maximum: jax.Array | None = None
-    contrast: jax.Array | None = None
+    contrast: jax.Array | np.ndarray | None = None
 
 
 def pre_activations(config: SAEConfig, params: Any, x: jax.Array) -> jax.Array:

@@ -142,7 +142,7 @@ def contrast_directions(
     return found
 
 
-def inactive_direction(sae: SAE, feature: int, inactive: int, how: How = "add") -> np.ndarray:
+def inactive_direction(sae: SAE, feature: int, inactive: int, how: How) -> np.ndarray:
     """The direction of another feature, less what of it lies along the feature's own. -> [D]"""
     rows = sae.params["W_dec"] if how == "add" else sae.contrast
     return orthogonal_to(rows[inactive], rows[feature])
@@ -190,8 +190,8 @@ def row_vectors(
     directions: Mapping[int, Mapping[str, np.ndarray]],
     other_layer: int | None,
     key: jax.Array,
+    how: How,
     maximum: Any = None,
-    how: How = "add",
 ) -> dict[int, np.ndarray]:
     """What is added in each row, after which layer: {layer: float32 [R, D]}, zeros where nothing is.
 

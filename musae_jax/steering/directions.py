@@ -1,10 +1,10 @@
 """Directions to steer along, added after the SAE's layer at every step.
 
   steer           h + α·β_j·W_dec[j], the feature's decoder row (arXiv 2505.18186, steering)
-  steer_contrast  h + α·β_j·c_j, as long a vector towards the music in which the feature is strongest
+  steer_contrast  h + α·β_j·c_j, the feature's contrast (`features.contrasts`) at the length of W_dec[j]
 
-α is the strength; β is the feature's own greatest activation over the harvested music, so strength 1 adds as much of
-the feature as the model itself ever used.
+α is the strength; β is the feature's own greatest activation over the harvested music. So strength 1 is as long a
+vector as the feature's own share of the stream ever was.
 """
 
 import re
@@ -87,25 +87,25 @@ def feature_vectors(sae: SAE, strengths: Mapping[int, float], maximum: Any = Non
 
 
 def contrast_vectors(sae: SAE, strengths: Mapping[int, float], maximum: Any = None) -> jax.Array:
-    """Σ α_j · β_j · ‖W_dec[j]‖ · c_j / ‖c_j‖ over the features given, c = `sae.contrast`. -> [D]
+    """Σ α_j · β_j · c_j over the features given, c_j = `sae.contrast[j]` at the length of W_dec[j]. -> [D]
 
     Each is as long as the vector of `feature_vectors`. Raises `MusaeError` as `feature_sizes`, and where the contrasts
     are not known, or a feature has none.
     """
     if sae.contrast is None:
         raise MusaeError(
-            "the SAE has no record of its features' contrasts; run `musae features` on its run, or add decoder rows "
-            "(--steer-how add)"
+            "the SAE has no record of its features' contrasts; run `musae features` on its run, or add its decoder "
+            "rows (--steer-how add)"
         )
     features, sizes = feature_sizes(sae, strengths, maximum)
-    rows = np.asarray(sae.contrast, np.float32)[features]
+    rows = np.asarray(sae.contrast[features], np.float32)
     lengths = np.linalg.norm(rows, axis=1)
     if not np.all(lengths > 0):
         raise MusaeError(
             f"no clips set feature {features[~(lengths > 0)][0]} apart, so it has no contrast; add its decoder row "
             "(--steer-how add)"
         )
-    lengths = np.linalg.norm(np.asarray(sae.params["W_dec"], np.float32)[features], axis=1) / lengths
+    lengths = np.linalg.norm(np.asarray(sae.params["W_dec"][features], np.float32), axis=1) / lengths
     return jnp.asarray((sizes * lengths) @ rows)
 
 
@@ -119,10 +119,11 @@ def steer(sae: SAE, strengths: Mapping[int, float], maximum: Any = None) -> Edit
 
 
 def steer_contrast(sae: SAE, strengths: Mapping[int, float], maximum: Any = None) -> Edits:
-    """The same along each feature's contrast, from ordinary music to that in which it is strongest.
+    """Edits that add, along each feature's contrast, a vector as long as that of `steer`; {} changes nothing.
 
-    It moves the concept farther than the decoder row, and what goes along with it too. Raises `MusaeError` as
-    `contrast_vectors`.
+    The contrast leads from ordinary music to that in which the feature is strongest; it moves the concept farther than
+    the decoder row, and what goes along with it too. Both branches of guidance are steered, at every position: see
+    `steer`. Raises `MusaeError` as `contrast_vectors`.
     """
     return Edits(vectors={layer_of(sae): contrast_vectors(sae, strengths, maximum)}) if strengths else Edits()
 

@@ -3,10 +3,10 @@
 The clips of a pair begin from the same noise and differ by their arm only (`arms`, `experiment`). What is heard in them
 is in `measures`, the statistics in `comparisons`, what follows from them in `summary`.
 
-Features differ in how much of them is needed. Unless a strength is given, each is steered at the least of `strengths`
-that does nearly what the best of them does, `NEARLY` of it: take its concept above both the unsteered clip and the
-random direction in `calibration` clips, whose seeds are not used again, and break at most `BREAKING` of them. More only
-drifts farther from music.
+Features differ in how much of them is needed. Unless a strength is given, each has its own, chosen on `calibration`
+clips whose seeds are not used again. The gain of a strength is how far it takes the concept above both the unsteered
+clips and the random direction. Of the strengths that break at most `BREAKING` of the clips (of all, where each breaks
+more), the least with `NEARLY` the greatest gain is taken: more only drifts farther from music.
 """
 
 import dataclasses
@@ -89,7 +89,7 @@ def _sufficient(values: np.ndarray, broken: np.ndarray, doses: Mapping[Dose, np.
     for (arm, strength), places in sorted(doses.items()):
         if arm == "sae" and strength > 0:
             beside = max(values[doses[dose]].mean() for dose in (("random", strength), ("unsteered", 0.0)))
-            gains[strength] = values[places].mean() - beside
+            gains[strength] = np.nan_to_num(values[places].mean() - beside, nan=-np.inf)
             whole[strength] = broken[places].mean() <= BREAKING
     usable = [strength for strength in gains if whole[strength]] or list(gains)
     greatest = max(gains[strength] for strength in usable)

@@ -86,7 +86,7 @@ class Experiment:
     def vectors(self, rows: Sequence[Row]) -> dict[int, np.ndarray]:
         """What is added in each row, see `row_vectors`."""
         key = jax.random.key(self.config.seed + 1)
-        return row_vectors(self.sae, rows, self.directions, self.other_layer, key, self.maximum, self.config.how)
+        return row_vectors(self.sae, rows, self.directions, self.other_layer, key, self.config.how, self.maximum)
 
     def edits(self, vectors: Mapping[int, np.ndarray], places: Sequence[int]) -> Edits:
         """The vectors of some rows, [G, B, 1, D], in the branches that are steered."""

@@ -42,6 +42,12 @@ def test_only_the_clips_given_are_read():
 
 
 def test_a_feature_that_sets_nothing_apart_has_none():
+    _, _, activity = planted()
+    rare = activity.values.toarray()
+    rare[:, 0] = 0
+    rare[: 3 * 5, 0] = 1.0  # three clips
+    rare = Activity(activity.clip_ids, 5, rare, activity.stream_mean)
+    assert list(feature_contrasts(rare, range(80)).any(1)) == [False, True, False]
     _, stream, _ = planted()
     same = Activity(tuple(map(str, range(80))), 5, np.ones((400, 1)), stream.mean(1))
     assert not feature_contrasts(same, range(80)).any()

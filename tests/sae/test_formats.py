@@ -230,8 +230,10 @@ def test_the_contrasts_can_come_later(tmp_path):
     np.testing.assert_array_equal(load_sae(tmp_path).contrast, wanted)
     save_sae(tmp_path / "again", load_sae(tmp_path))
     np.testing.assert_array_equal(load_sae(tmp_path / "again").contrast, wanted)
-    for bad in (wanted.T, wanted[:3], np.full_like(wanted, np.nan), wanted[0]):
-        with pytest.raises(MusaeError, match="a row a feature; compute"):
+    save_sae(tmp_path / "again", random_sae(seed=1))  # another, of which nothing is known yet
+    assert load_sae(tmp_path / "again").contrast is None
+    for bad in (wanted.T, wanted[:3], np.full_like(wanted, np.nan), wanted[0], np.ones(F)):
+        with pytest.raises(MusaeError, match="run `musae features` again"):
             save_contrast(tmp_path, bad)
     save_file({"contrast": wanted.T.copy()}, tmp_path / "feature_contrast.safetensors")
     with pytest.raises(MusaeError, match="does not hold `contrast`"):

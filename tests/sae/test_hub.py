@@ -46,7 +46,8 @@ def hub(monkeypatch, tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     """An SAE's folder with its measures, beside that of its control."""
-    sae = random_sae().replace(maximum=np.ones(F, np.float32))
+    sae = random_sae()
+    sae = sae.replace(maximum=np.ones(F, np.float32), contrast=2 * sae.params["W_dec"])
     metadata = {**sae.config.metadata, "trained_as": "batch_topk", "training": {"lr": 3e-4}, "context_size": 501}
     sae = sae.replace(config=type(sae.config)(sae.config.d_in, F, "jumprelu", 4, metadata=metadata))
     for name, share in (("one", 1.0), ("one-random-weights", 2.0)):
@@ -74,9 +75,11 @@ def test_what_is_pushed_is_pulled(hub, folder):
     assert "org/saes" in files["README.md"].decode()
     same(load_sae(folder), load_sae(REPO, PLACE))
     np.testing.assert_array_equal(load_sae(REPO, PLACE).maximum, np.ones(F))
+    np.testing.assert_array_equal(load_sae(REPO, PLACE).contrast, load_sae(folder).contrast)
+    assert load_sae(folder).contrast is not None
     same(load_sae(folder), find_sae(f"{REPO}/{PLACE}"))  # as `musae generate --sae` has it
     # Weights went through LFS, text inside the commit.
-    assert sum(method == "PUT" for method, _ in hub.requests) == 3
+    assert sum(method == "PUT" for method, _ in hub.requests) == 4
     # Downloaded once: the second load asked for no file.
     assert sum(method == "GET" and path.endswith("sae_weights.safetensors") for method, path in hub.requests) == 1
 
@@ -99,7 +102,7 @@ def test_a_second_push_leaves_nothing_of_the_first(hub, folder):
     names = {name.rpartition("/")[2] for name in hub.files(REPO) if name.startswith(PLACE)}
     assert names == {"cfg.json", "sae_weights.safetensors", "golden.safetensors", "README.md"}
     again = load_sae(REPO, PLACE)
-    assert again.config.architecture == "topk" and again.maximum is None
+    assert again.config.architecture == "topk" and again.maximum is None and again.contrast is None
     assert load_sae(REPO, PLACE, revision=oid(REPO, 1)).config.architecture == "jumprelu"
 
 

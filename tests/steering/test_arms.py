@@ -55,7 +55,7 @@ def test_every_arm_is_planned_once_and_in_pairs():
 @pytest.mark.parametrize("how", ["add", "contrast"])
 def test_all_vectors_have_the_norm_of_the_sae_s(stream_sae, how):
     rows = plan()
-    vectors = row_vectors(stream_sae, rows, directions(), 1, jax.random.key(0), how=how)
+    vectors = row_vectors(stream_sae, rows, directions(), 1, jax.random.key(0), how)
     assert set(vectors) == {0, 1}
     for place, row in enumerate(rows):
         at = {layer: v[place] for layer, v in vectors.items()}
@@ -75,7 +75,7 @@ def test_all_vectors_have_the_norm_of_the_sae_s(stream_sae, how):
 
 def test_a_random_direction_is_the_same_at_all_strengths_and_another_for_each_pair(stream_sae):
     rows = plan()
-    vectors = row_vectors(stream_sae, rows, directions(), 1, jax.random.key(0))[0]
+    vectors = row_vectors(stream_sae, rows, directions(), 1, jax.random.key(0), "add")[0]
     units = {}
     for row, vector in zip(rows, vectors):
         if row.arm == "random":
