@@ -198,8 +198,9 @@ def _steering(
         _TOLD[how].format(feature, strength, largest[feature]) + (f" ({schedules[feature]})" if config.schedule else "")
         for feature, strength in strengths.items()
     )
-    where = "both branches" if branches == "both" else f"the {branches} branch"
-    return edits, [f"steered at {sae.config.hook} in {where}: feature {told}"]
+    where = " in both branches" if branches == "both" else f" in the {branches} branch"
+    where = where if _prompted(config) else ""  # there is but one
+    return edits, [f"steered at {sae.config.hook}{where}: feature {told}"]
 
 
 def _slug(prompt: str) -> str:
