@@ -198,9 +198,10 @@ def _steering(
         _TOLD[how].format(feature, strength, largest[feature]) + (f" ({schedules[feature]})" if config.schedule else "")
         for feature, strength in strengths.items()
     )
-    where = " in both branches" if branches == "both" else f" in the {branches} branch"
-    where = where if _prompted(config) else ""  # there is but one
-    return edits, [f"steered at {sae.config.hook}{where}: feature {told}"]
+    where = sae.config.hook
+    if _prompted(config):  # else there is but one branch
+        where += " in both branches" if branches == "both" else f" in the {branches} branch"
+    return edits, [f"steered at {where}: feature {told}"]
 
 
 def _slug(prompt: str) -> str:

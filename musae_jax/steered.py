@@ -197,8 +197,8 @@ def _experiment(
     """The directions of all arms; the other layer is that half of the depth away."""
     sae, depth = load_sae(run.sae_folder(layer)), run.model.config.decoder.num_hidden_layers
     if config.how == "contrast" and sae.contrast is None:  # in a run begun before there were any
-        save_contrast(run.sae_folder(layer), contrasts_of(run, activity))
-        sae = load_sae(run.sae_folder(layer))
+        sae = sae.replace(contrast=contrasts_of(run, activity))
+        save_contrast(run.sae_folder(layer), sae.contrast)
     other = (layer + depth // 2) % depth
     directions = _directions(run, layer, sae, activity, list(targets), config)
     return Experiment(

@@ -136,6 +136,7 @@ def _bandwidth() -> float:
 
 
 def product_rate(dtype: Any) -> float:
+    """FLOP a second of the product of two large matrices."""
     side = 4096
     a, b = jnp.ones((side, side), dtype), jnp.ones((side, side), dtype)
     product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
@@ -143,5 +144,6 @@ def product_rate(dtype: Any) -> float:
 
 
 def best_of(call: Callable[[], Any], times: int = 5) -> float:
+    """Seconds of the fastest of so many calls, after one that is not timed."""
     jax.block_until_ready(call())
     return min(seconds_of(lambda: jax.block_until_ready(call())) for _ in range(times))

@@ -150,7 +150,7 @@ def _layers(*kinds: str) -> Callable[[EncodecConfig], Timed]:
                     module = _Alone(config, layer)
                     yield module.apply, (module.init(jax.random.key(0), x), x)
                 frames = frames * layer.stride if layer.kind == "transposed" else frames // layer.stride
-                width = layer.features or width if layer.kind != "residual" else width
+                width = layer.features or width
 
     return timed
 

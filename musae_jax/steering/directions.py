@@ -95,7 +95,7 @@ def contrast_vectors(sae: SAE, strengths: Mapping[int, float], maximum: Any = No
     if sae.contrast is None:
         raise MusaeError(
             "the SAE has no record of its features' contrasts; run `musae features` on its run, or add its decoder "
-            "rows (--steer-how add)"
+            "rows (musae generate --steer-how add)"
         )
     features, sizes = feature_sizes(sae, strengths, maximum)
     rows = np.asarray(sae.contrast[features], np.float32)
@@ -103,7 +103,7 @@ def contrast_vectors(sae: SAE, strengths: Mapping[int, float], maximum: Any = No
     if not np.all(lengths > 0):
         raise MusaeError(
             f"no clips set feature {features[~(lengths > 0)][0]} apart, so it has no contrast; add its decoder row "
-            "(--steer-how add)"
+            "(musae generate --steer-how add, musae steer --how add)"
         )
     lengths = np.linalg.norm(np.asarray(sae.params["W_dec"][features], np.float32), axis=1) / lengths
     return jnp.asarray((sizes * lengths) @ rows)
