@@ -77,7 +77,8 @@ def measure_pocket(mg: MusicGen, bench: PocketBench | None = None, progress: Pro
     figures: dict[str, Any] = {"codec": measure_codec(mg, audio, codes)}
     at("held-out clips")
     trained = _encode(mg, _corpus(TRAIN_SEED, bench.training_clips, config.sampling_rate))
-    ids, mask = corpus_tokens(mg.tokenizer, HELD_OUT_SEED, len(codes), SECONDS, config.text.pad_token_id)
+    styles = [composition(HELD_OUT_SEED, index, SECONDS).style for index in range(len(codes))]
+    ids, mask = corpus_tokens(mg.tokenizer, HELD_OUT_SEED, styles, config.text.pad_token_id)
     size = config.decoder.vocab_size
     figures["prediction"] = {**baselines(trained, codes, size), **evaluate(config, mg.params, codes, ids, mask)}
     at("baselines")

@@ -21,6 +21,7 @@ from musae_jax.models.encodec import EncodecConfig, Layer, apply_layers, decoder
 from musae_jax.models.musicgen import MusicGenConfig
 from musae_jax.pocket import codec, lm
 from musae_jax.pocket.corpus import ROLL
+from musae_jax.pocket.planning import SIZES, Plan
 from musae_jax.pocket.spectral import spectral_loss
 
 Progress = Callable[[int, int, str], None]
@@ -81,16 +82,21 @@ def _language_model(config: MusicGenConfig, b: TrainingBench, rate: float) -> li
         ("whole clips", training.batch_size, b.frames),
         ("beginnings", training.batch_size * lm.SHORT, b.frames // lm.SHORT),
     ):
+        shape, words = (count, frames), (count, WORDS)
         codes = rng.integers(config.decoder.vocab_size, size=(count, config.num_codebooks, frames), dtype=np.int32)
-        ids, mask = rng.integers(2, config.text.vocab_size, size=(count, WORDS)), np.ones((count, WORDS), np.int32)
-        batch = (jnp.asarray(codes), jnp.asarray(ids, jnp.int32), jnp.asarray(mask))
-        step = lm.train_step.lower(state, *batch, config, training).compile()
+        asked = Plan(
+            *(rng.integers(SIZES[name], size=shape, dtype=np.int32) for name in ("beat", "bar")),
+            *(rng.random((*shape, SIZES[name])) < 0.1 for name in ("near", "far")),
+        )
+        ids = rng.integers(2, config.text.vocab_size, size=words, dtype=np.int32)
+        batch = jax.tree.map(jnp.asarray, lm.Batch(codes, ids, np.ones(words, np.int32), asked))
+        step = lm.train_step.lower(state, batch, config, training).compile()
         flops = step.cost_analysis()["flops"] / (count * frames)
 
         def again(step: Any = step, batch: Any = batch) -> Any:
             nonlocal state  # its arrays are given up to the step
-            state, nats = step(state, *batch)
-            return nats
+            state, figures = step(state, batch)
+            return figures
 
         taken = best_of(again, b.times)
         shown = {"clips": count, "frames": frames}

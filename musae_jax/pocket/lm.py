@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,13 @@ import numpy as np
 import optax
 import optax.contrib
 
+from musae_jax.compose.composer import Style
 from musae_jax.models.delay import delayed_targets
 from musae_jax.models.musicgen import MusicGenConfig, TextStates, forward, random_musicgen, text_states
 from musae_jax.models.tokens import tokenize
-from musae_jax.pocket.corpus import caption, composition
+from musae_jax.pocket.corpus import caption
 from musae_jax.pocket.loop import train_loop
+from musae_jax.pocket.planning import Plan, Scores, plan, plan_heads, plan_losses
 from musae_jax.pocket.schedule import warm_stable_decay
 
 EMBEDDING_GAIN = 20.0
@@ -34,8 +37,8 @@ class LanguageModelTraining:
     Once a clip is under way, its own past says what it plays, so only its first frames teach the model to read the
     prompt. Therefore batches of whole clips and of beginnings, four times as many, take turns, and first frames weigh
     more. A beginning is never taken from the middle: at the start of a clip the position in the bar follows from the
-    tempo, and with it when the next note comes. And what the prompt says arrives in a noisy gradient, so all that reads
-    it learns more slowly.
+    tempo, and with it when the next note comes. What the prompt says arrives in a noisy gradient, so all that reads it
+    learns more slowly. And linear heads half-way up are asked what the prompt says of the music to come (`planning`).
     """
 
     steps: int = 5500
@@ -49,6 +52,7 @@ class LanguageModelTraining:
     first_codebook_weight: float = 2.0  # against 1 for each other codebook
     early_weight: float = 4.0  # of the first frame against late ones
     early_frames: float = 75.0  # over which the extra weight falls to a third (1/e)
+    plan_weight: float = 0.3  # of each planning head's loss
     seed: int = 0
 
 
@@ -79,43 +83,66 @@ def optimiser(training: LanguageModelTraining) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(rates, kinds))
 
 
-def losses(config: MusicGenConfig, params: dict, codes, ids, mask, weights=None) -> jnp.ndarray:
-    """Cross-entropy in nats per codebook [K] of codes [B, K, T] given tokens [B, L]; a row with no tokens has no text.
+class Batch(NamedTuple):
+    """Codes int32 [B, K, T], tokens and their mask int32 [B, L] (no tokens: no text), and what the heads are asked."""
+
+    codes: np.ndarray
+    ids: np.ndarray
+    mask: np.ndarray
+    plan: Plan
+
+
+def losses(
+    config: MusicGenConfig, params: dict, codes, ids, mask, weights=None, taps: tuple[int, ...] = ()
+) -> tuple[jnp.ndarray, dict[int, jnp.ndarray]]:
+    """Cross-entropy in nats per codebook [K] of codes [B, K, T] given tokens [B, L] (a row with no tokens has no text),
+    and the residuals [B, P, D] of the blocks `taps`.
 
     `weights` [P] weigh the positions against each other; without them all count the same.
     """
     text = text_states(config, params, ids, mask)
     text = TextStates(states=text.states, mask=mask)
-    logits = forward(config, params, codes, text).logits  # [B, K, P, V]
+    out = forward(config, params, codes, text, taps=taps)  # logits [B, K, P, V]
     targets, real = delayed_targets(codes)  # [B, K, P], [K, P]
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    nats = optax.softmax_cross_entropy_with_integer_labels(out.logits, targets)
     weights = real if weights is None else real * weights  # [K, P]
-    return jnp.sum(jnp.mean(nats, 0) * weights, -1) / jnp.sum(weights, -1)
+    return jnp.sum(jnp.mean(nats, 0) * weights, -1) / jnp.sum(weights, -1), out.residuals
 
 
 @partial(jax.jit, static_argnames=("config", "training"), donate_argnames=("state",))
-def train_step(state, codes, ids, mask, config: MusicGenConfig, training: LanguageModelTraining):
-    """One step on codes [B, K, T] and tokens [B, L]; returns (state, per-codebook losses [K])."""
+def train_step(state, batch: Batch, config: MusicGenConfig, training: LanguageModelTraining):
+    """One step; returns (state, figures): {"nats" per codebook [K], and what each planning head does not know}."""
 
-    early = 1 + (training.early_weight - 1) * jnp.exp(-jnp.arange(codes.shape[2] + 1) / training.early_frames)  # [P]
+    frames = batch.codes.shape[2]
+    early = 1 + (training.early_weight - 1) * jnp.exp(-jnp.arange(frames + 1) / training.early_frames)  # [P]
+    middle = config.decoder.num_hidden_layers // 2
 
     def loss(params):
-        nats = losses(config, params, codes, ids, mask, early)
+        nats, residuals = losses(config, params, batch.codes, batch.ids, batch.mask, early, (middle,))
         weights = jnp.ones(nats.shape[0]).at[0].set(training.first_codebook_weight)
-        return jnp.sum(nats * weights) / jnp.sum(weights), nats
+        # position p decides frame p of codebook 0
+        unknown = plan_losses(params["plan"], residuals[middle][:, :frames], batch.plan, early[:frames])
+        total = jnp.sum(nats * weights) / jnp.sum(weights) + training.plan_weight * sum(unknown.values())
+        return total, {"nats": nats, **unknown}
 
-    (_, nats), grads = jax.value_and_grad(loss, has_aux=True)(state["params"])
+    (_, figures), grads = jax.value_and_grad(loss, has_aux=True)(state["params"])
     updates, opt = optimiser(training).update(grads, state["opt"], state["params"])
-    return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, nats
+    return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, figures
 
 
 def init_state(config: MusicGenConfig, training: LanguageModelTraining, params: dict | None = None) -> dict:
-    """Parameters without the codec's, random ones or a copy of `params`, and the optimiser's state."""
-    if params is not None:
-        params = {name: jax.tree.map(jnp.array, part) for name, part in params.items() if name != "audio"}
-        return {"params": params, "opt": optimiser(training).init(params)}
-    params = dict(random_musicgen(config, jax.random.key(training.seed)).params)
-    del params["audio"]
+    """Parameters without the codec's and with the planning heads, random ones or a copy of `params`, and the
+    optimiser's state."""
+    if params is None:
+        params = _loud_enough(config, random_musicgen(config, jax.random.key(training.seed)).params)
+    params = {name: jax.tree.map(jnp.array, part) for name, part in params.items() if name != "audio"}
+    params["plan"] = plan_heads(config.decoder.hidden_size)
+    return {"params": params, "opt": optimiser(training).init(params)}
+
+
+def _loud_enough(config: MusicGenConfig, params: dict) -> dict:
+    """Random parameters, of which what carries codes and text into the stream is as loud as the positions there."""
+    params = dict(params)
     c = config.decoder
     # Drawn at 0.02 like every weight, the codes would start fifty times quieter than the positions added to them, and
     # what cross-attention says of the text a hundred times quieter than the stream: both start at unit size instead.
@@ -130,14 +157,18 @@ def init_state(config: MusicGenConfig, training: LanguageModelTraining, params: 
         for name in ("query", "key", "value"):
             attention[name] = {"kernel": unit(attention[name]["kernel"], c.hidden_size)}
         params["decoder"][f"block_{i}"] = {**params["decoder"][f"block_{i}"], "cross_attention": attention}
-    return {"params": params, "opt": optimiser(training).init(params)}
+    return params
 
 
 def draw_batch(
-    codes: np.ndarray, tokens: tuple[np.ndarray, np.ndarray], training: LanguageModelTraining, step: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes int32 [B, K, T] with tokens and mask int32 [B, L] of a step: whole clips on even steps, on odd ones the
-    beginnings of more clips. A function of the step, so a resumed run sees the same."""
+    codes: np.ndarray,
+    tokens: tuple[np.ndarray, np.ndarray],
+    known: Scores,
+    training: LanguageModelTraining,
+    step: int,
+) -> Batch:
+    """The batch of a step: whole clips on even steps, on odd ones the beginnings of more clips. A function of the step,
+    so a resumed run sees the same. Codes are [clips, K, T], tokens and mask [clips, CAPTIONS, L]."""
     rng = np.random.default_rng([training.seed, step])
     count, length = training.batch_size, codes.shape[2]
     if step % 2:
@@ -145,15 +176,14 @@ def draw_batch(
     clips, wording = rng.integers(len(codes), size=count), rng.integers(CAPTIONS, size=count)
     keep = rng.random(count) >= training.text_dropout
     ids, mask = tokens[0][clips, wording], tokens[1][clips, wording] * keep[:, None]
-    return codes[clips, :, :length].astype(np.int32), ids, mask.astype(np.int32)
+    return Batch(codes[clips, :, :length].astype(np.int32), ids, mask.astype(np.int32), plan(known, clips, length))
 
 
-def corpus_tokens(tokenizer, seed: int, clips: int, seconds: float, padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and mask of every clip in every wording, int32 [clips, CAPTIONS, L]."""
-    styles = [composition(seed, index, seconds).style for index in range(clips)]
+def corpus_tokens(tokenizer, seed: int, styles: list[Style], padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask of the first clips of a corpus, in `styles`, in every wording, int32 [clips, CAPTIONS, L]."""
     texts = [caption(seed, index, variant, style) for index, style in enumerate(styles) for variant in range(CAPTIONS)]
     ids, mask = tokenize(tokenizer, texts, padding)
-    return ids.reshape(clips, CAPTIONS, -1), mask.reshape(clips, CAPTIONS, -1)
+    return ids.reshape(len(styles), CAPTIONS, -1), mask.reshape(len(styles), CAPTIONS, -1)
 
 
 def baselines(train: np.ndarray, held_out: np.ndarray, vocabulary: int) -> dict[str, list[float]]:
@@ -193,13 +223,13 @@ def evaluate(
     config: MusicGenConfig, params: dict, codes: np.ndarray, ids: np.ndarray, mask: np.ndarray
 ) -> dict[str, list[float]]:
     """Held-out nats per codebook with the first caption and without text, over all clips in batches of 8."""
-    measure = jax.jit(losses, static_argnums=0)
+    measure = jax.jit(lambda *args: losses(config, *args)[0])
     out = {"with_text": [], "without_text": []}
     for start in range(0, len(codes) - len(codes) % 8, 8):
         rows = slice(start, start + 8)
         batch = jnp.asarray(codes[rows], jnp.int32)
-        out["with_text"].append(measure(config, params, batch, ids[rows, 0], mask[rows, 0]))
-        out["without_text"].append(measure(config, params, batch, ids[rows, 0], np.zeros_like(mask[rows, 0])))
+        out["with_text"].append(measure(params, batch, ids[rows, 0], mask[rows, 0]))
+        out["without_text"].append(measure(params, batch, ids[rows, 0], np.zeros_like(mask[rows, 0])))
     return {name: np.mean(values, 0).tolist() for name, values in out.items()}
 
 
@@ -208,6 +238,7 @@ def train_language_model(
     training: LanguageModelTraining,
     codes: np.ndarray,
     tokens: tuple[np.ndarray, np.ndarray],
+    known: Scores,
     held_out: tuple[np.ndarray, np.ndarray, np.ndarray],
     folder: str | Path,
     log: Callable[[dict], None],
@@ -220,8 +251,7 @@ def train_language_model(
     log({"baselines": baselines(codes, held_out[0], config.decoder.vocab_size)})
 
     def step(state, number):
-        state, nats = train_step(state, *draw_batch(codes, tokens, training, number), config, training)
-        return state, {"nats": nats}
+        return train_step(state, draw_batch(codes, tokens, known, training, number), config, training)
 
     state = train_loop(
         folder,
@@ -234,4 +264,4 @@ def train_language_model(
         save_every,
         evaluate_every=500,
     )
-    return state["params"]
+    return {name: part for name, part in state["params"].items() if name != "plan"}

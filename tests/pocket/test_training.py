@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musae_jax.compose.concepts import tempo_of
+from musae_jax.compose.concepts import BEATS, CONCEPT_INDEX, METRES, SIXTEENTHS, tempo_of
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.musicgen import text_states
-from musae_jax.pocket import codec, lm, polish
+from musae_jax.pocket import codec, lm, planning, polish
 from musae_jax.pocket.corpus import ROLL, caption, composition, open_bank, roll
 from musae_jax.pocket.recurrent import recurrent_nats
 from musae_jax.pocket.spectral import log_mel_distance, si_sdr
@@ -139,21 +139,69 @@ def test_a_recurrent_net_learns_what_counts_cannot():
     assert recurrent_nats(codes[:30], codes[30:], 16, steps=60) < bigram / 2
 
 
+def known_scores(clips, frames, seed=1):
+    """Scores of composed clips, cut to so many frames."""
+    written = [composition(seed, index, frames / 50) for index in range(clips)]
+    return planning.scores(np.stack([roll(one) for one in written]), [one.style for one in written])
+
+
 def test_batches_alternate_between_whole_clips_and_beginnings():
     codes = np.arange(6 * 2 * 40).reshape(6, 2, 40)
     ids = np.broadcast_to(np.arange(6)[:, None, None], (6, lm.CAPTIONS, 3))
     tokens = (ids, np.ones_like(ids))
+    known = known_scores(6, 40)
     training = lm.LanguageModelTraining(batch_size=3, text_dropout=0.5)
-    whole, names, mask = lm.draw_batch(codes, tokens, training, 10)
-    assert whole.shape == (3, 2, 40) and np.array_equal(whole, codes[names[:, 0]])  # each with its own caption
+    whole = lm.draw_batch(codes, tokens, known, training, 10)
+    assert whole.codes.shape == (3, 2, 40)
+    assert np.array_equal(whole.codes, codes[whole.ids[:, 0]])  # each with its own caption
     kept = []
     for step in range(1, 41, 2):
-        short, names, mask = lm.draw_batch(codes, tokens, training, step)
-        assert np.array_equal(short, codes[names[:, 0], :, :10]) and len(short) == 12
-        kept.append(mask.any(1).mean())
+        short = lm.draw_batch(codes, tokens, known, training, step)
+        clips = short.ids[:, 0]
+        assert np.array_equal(short.codes, codes[clips, :, :10]) and len(clips) == 12
+        for found, asked in zip(short.plan, planning.plan(known, clips, 10)):  # and its own plan
+            assert np.array_equal(found, asked)
+        kept.append(short.mask.any(1).mean())
     assert 0.35 < np.mean(kept) < 0.65  # half of the clips without text
-    again = lm.draw_batch(codes, tokens, training, 39)
-    assert np.array_equal(again[0], short)  # a function of the step
+    again = lm.draw_batch(codes, tokens, known, training, 39)
+    assert np.array_equal(again.codes, short.codes)  # a function of the step
+
+
+def test_the_plan_is_what_the_composer_wrote():
+    written = [composition(7, index, 6.0) for index in range(24)]
+    known = planning.scores(np.stack([roll(one) for one in written]), [one.style for one in written])
+    asked = planning.plan(known, np.arange(24), 300)
+    assert {one.style.metre for one in written} == set(METRES)
+    for i, one in enumerate(written):
+        beat = 4 * one.style.sixteenth
+        tempo = SIXTEENTHS.index(one.style.sixteenth)
+        assert np.array_equal(asked.beat[i], planning.BEAT_STARTS[tempo] + np.arange(300) % beat)
+        bars = one.truth[:, [CONCEPT_INDEX[f"bar: {name}"] for name in BEATS]].argmax(1)
+        assert np.array_equal(asked.bar[i], bars + (4 if one.style.metre == "three four" else 0))
+        for frame in (0, 57, 290):
+            assert np.array_equal(asked.near[i, frame], known.roll[i, frame : frame + 24].any(0))
+            soon = known.roll[i, frame : frame + 200].any(0)
+            classes = {(36 + note) % 12 for note in np.flatnonzero(soon[:52])}
+            assert set(np.flatnonzero(asked.far[i, frame, :12])) == classes
+            assert np.array_equal(asked.far[i, frame, 12:], soon[52:])
+    assert asked.beat.max() < planning.SIZES["beat"] and asked.bar.max() < planning.SIZES["bar"]
+    assert asked.near.shape[2] == planning.SIZES["near"] and asked.far.shape[2] == planning.SIZES["far"]
+
+
+def test_planning_heads_learn_what_the_stream_holds_and_nothing_else():
+    rng = np.random.default_rng(0)
+    asked = planning.plan(known_scores(4, 100), np.arange(4), 100)
+    weights = np.ones(100)
+    heads = planning.plan_heads(planning.SIZES["beat"])
+    blank = planning.plan_losses(heads, jnp.zeros((4, 100, planning.SIZES["beat"])), asked, weights)
+    assert float(blank["beat"]) == pytest.approx(np.log(144)) and float(blank["bar"]) == pytest.approx(np.log(7))
+    assert float(blank["near"]) == pytest.approx(10 * np.log(2)) == float(blank["far"])
+    told = jax.nn.one_hot(asked.beat, planning.SIZES["beat"])  # a stream in which the beat is a direction each
+    grads = jax.grad(lambda heads: planning.plan_losses(heads, told, asked, weights)["beat"])(heads)
+    heads["beat"] = jax.tree.map(lambda leaf, grad: leaf - 100 * grad, heads["beat"], grads["beat"])
+    known = planning.plan_losses(heads, told, asked, weights)
+    other = planning.plan_losses(heads, rng.permutation(told, axis=1), asked, weights)
+    assert float(known["beat"]) < 0.5 * float(blank["beat"]) < float(other["beat"])
 
 
 def test_every_fourth_caption_is_complete():
@@ -176,10 +224,14 @@ def test_the_language_model_learns_one_batch_by_heart(tiny_config):
         np.random.default_rng(5).integers(16, size=(2, 2, 32)).astype(np.int32)
     )  # noise: nothing else can be learned
     ids = np.full((2, 4), 3, np.int32)
-    training = lm.LanguageModelTraining(steps=150, learning_rate=1e-2, text_learning_rate=3e-3, weight_decay=0.0)
+    training = lm.LanguageModelTraining(
+        steps=150, learning_rate=1e-2, text_learning_rate=3e-3, weight_decay=0.0, plan_weight=0.0
+    )
     state = lm.init_state(tiny_config, training)
+    batch = lm.Batch(codes, ids, np.ones_like(ids), planning.plan(known_scores(2, 32), np.arange(2), 32))
     for _ in range(150):
-        state, nats = lm.train_step(state, codes, ids, np.ones_like(ids), tiny_config, training)
+        state, figures = lm.train_step(state, batch, tiny_config, training)
+    nats = figures["nats"]
     # what is left: which of the two clips begins, ln 2 at the first of 33 positions, which weighs four times as much
     assert 0.01 < float(nats[0]) < 0.05 and float(nats[1]) < 0.02
 
@@ -191,7 +243,7 @@ def test_the_language_model_learns_a_rule_and_resumes(tiny_config, tmp_path):
     mask = np.ones_like(ids)
     training = lm.LanguageModelTraining(steps=60, batch_size=4, learning_rate=1e-2, warmup=10)
     rows = []
-    args = (tiny_config, training, codes, (ids, mask), (codes, ids, mask))
+    args = (tiny_config, training, codes, (ids, mask), known_scores(8, 100), (codes, ids, mask))
     whole = lm.train_language_model(*args, tmp_path / "whole", rows.append, save_every=25)
     last = rows[-1]["held_out"]
     assert max(last["with_text"]) < 0.7 * np.log(16)

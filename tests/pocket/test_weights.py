@@ -55,7 +55,8 @@ def test_transformers_gives_the_same_logits(pocket, codes):
 
 def test_it_predicts_held_out_music_as_its_card_says(pocket, codes):
     card = json.loads((WEIGHTS / "figures.json").read_text())
-    ids, mask = corpus_tokens(pocket.tokenizer, HELD_OUT_SEED, 96, 10.0, 0)
+    styles = [composition(HELD_OUT_SEED, index, 10.0).style for index in range(96)]
+    ids, mask = corpus_tokens(pocket.tokenizer, HELD_OUT_SEED, styles, 0)
     found = evaluate(pocket.config, pocket.params, codes, ids[::4], mask[::4])["with_text"]
     assert found[0] == pytest.approx(card["prediction"]["with_text"][0], rel=0.25)  # 24 clips stand for 96
     assert found[0] < card["prediction"]["bigram"][0]

@@ -1,0 +1,90 @@
+"""Linear heads that ask the language model, while it is trained, where in the bar it is and what will be played.
+
+The next code alone teaches neither tempo nor key: once a clip is under way its past says what comes, so the prompt is
+worth little, and a beat hardly more than a note too long. The heads read the stream half-way up at every frame and are
+told by the score: the place in the beat and its tempo, the place in the bar, what sounds within half a second, and the
+pitch classes, drums and instruments of the next four seconds. Early in a clip only the prompt can answer. They are
+thrown away after training, the model stays a plain MusicGen.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from musae_jax.compose.composer import Style
+from musae_jax.compose.concepts import METRES, SIXTEENTHS
+from musae_jax.pocket.corpus import LOWEST_NOTE, NOTES, ROLL
+
+NEAR, FAR = 24, 200  # frames ahead
+BEAT_STARTS = np.concatenate([[0], np.cumsum([4 * s for s in SIXTEENTHS])])  # of each tempo's frames in a beat
+BAR_STARTS = np.concatenate([[0], np.cumsum([m // 4 for m in METRES.values()])])  # of each metre's quarters in a bar
+SIZES = {"beat": int(BEAT_STARTS[-1]), "bar": int(BAR_STARTS[-1]), "near": ROLL, "far": 12 + ROLL - NOTES}
+
+
+class Scores(NamedTuple):
+    """What the composer wrote for n clips: `roll` bool [n, T, ROLL] (`corpus.roll`), and int [n] the numbers of their
+    tempo in `SIXTEENTHS` and of their metre in `METRES`."""
+
+    roll: np.ndarray
+    tempo: np.ndarray
+    metre: np.ndarray
+
+
+class Plan(NamedTuple):
+    """What the heads should answer at each frame: int32 [B, T] `beat`, the frame in the beat and the tempo as one
+    number, and `bar`, the quarter in the bar and the metre; bool [B, T, …] what sounds in the next `NEAR` frames (as in
+    the roll), and in the next `FAR` (pitch classes from C, drums, instruments)."""
+
+    beat: np.ndarray
+    bar: np.ndarray
+    near: np.ndarray
+    far: np.ndarray
+
+
+def scores(roll: np.ndarray, styles: list[Style]) -> Scores:
+    """The scores of clips in `styles`, in the order of `roll`."""
+    tempo = np.array([SIXTEENTHS.index(style.sixteenth) for style in styles])
+    metre = np.array([list(METRES).index(style.metre) for style in styles])
+    return Scores(roll, tempo, metre)
+
+
+def plan(known: Scores, clips: np.ndarray, frames: int) -> Plan:
+    """What is to be answered in the first `frames` of `clips`, int [B]; a clip's end cuts what it looks ahead to."""
+    roll, tempo, metre = known.roll[clips], known.tempo[clips, None], known.metre[clips, None]
+    at = np.arange(frames)
+    beat = 4 * np.asarray(SIXTEENTHS)[tempo]  # frames [B, 1]
+    quarters = np.asarray(list(METRES.values()))[metre] // 4
+    sums = np.pad(np.cumsum(roll, 1, dtype=np.int16), ((0, 0), (1, 0), (0, 0)))  # [B, T + 1, ROLL]
+    near, far = (sums[:, np.minimum(at + ahead, roll.shape[1])] > sums[:, at] for ahead in (NEAR, FAR))
+    octaves = np.pad(far[..., :NOTES], ((0, 0), (0, 0), (LOWEST_NOTE % 12, -(LOWEST_NOTE + NOTES) % 12)))
+    classes = octaves.reshape(*octaves.shape[:2], -1, 12).any(2)
+    return Plan(
+        beat=(BEAT_STARTS[tempo] + at % beat).astype(np.int32),
+        bar=(BAR_STARTS[metre] + at // beat % quarters).astype(np.int32),
+        near=near,
+        far=np.concatenate([classes, far[..., NOTES:]], -1),
+    )
+
+
+def plan_heads(width: int) -> dict[str, dict[str, jax.Array]]:
+    """Heads that know nothing yet: kernel [width, size] and bias [size] each."""
+    return {name: {"kernel": jnp.zeros((width, size)), "bias": jnp.zeros(size)} for name, size in SIZES.items()}
+
+
+def plan_losses(heads: dict, stream: jax.Array, asked: Plan, weights: jax.Array) -> dict[str, jax.Array]:
+    """What the heads do not know, in nats a frame: a cross-entropy each, of `near` and `far` ten times the mean over
+    what may sound. Stream [B, T, D]; `weights` [T] weigh the frames."""
+    stream = stream * jax.lax.rsqrt(jnp.mean(stream**2, -1, keepdims=True) + 1e-6)
+    answers = {name: stream @ head["kernel"] + head["bias"] for name, head in heads.items()}
+    one_of = optax.softmax_cross_entropy_with_integer_labels
+    any_of = lambda logits, truth: 10 * optax.sigmoid_binary_cross_entropy(logits, truth).mean(-1)  # noqa: E731
+    nats = {
+        "beat": one_of(answers["beat"], asked.beat),
+        "bar": one_of(answers["bar"], asked.bar),
+        "near": any_of(answers["near"], asked.near),
+        "far": any_of(answers["far"], asked.far),
+    }  # [B, T] each
+    return {name: jnp.sum(each.mean(0) * weights) / jnp.sum(weights) for name, each in nats.items()}
