@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from musae_jax.errors import MusaeError
+
 
 class TrainingCheckpoints:
     """Numbered checkpoints of one pytree of arrays under `folder`; orbax renames a finished one into place."""
@@ -30,10 +32,19 @@ class TrainingCheckpoints:
         return self._manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
 
     def restore(self, template: Any) -> tuple[int, Any]:
-        """(step, state) of the newest checkpoint; `template` has the shapes and dtypes of the state."""
+        """(step, state) of the newest checkpoint; `template` has the shapes and dtypes of the state.
+
+        Raises:
+          MusaeError: the checkpoint is of another state.
+        """
         step = self._manager.latest_step()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+        except ValueError as error:
+            raise MusaeError(
+                f"{self._manager.directory} holds the state of another training; delete it, or choose another folder"
+            ) from error
         # copied, because a training step gives its state's buffers away and orbax's may be shared
         return step, jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), restored["state"])
 

@@ -24,7 +24,7 @@ from musae_jax.errors import MusaeError
 from musae_jax.models.encodec import EncodecDecoder, EncodecEncoder
 from musae_jax.models.generate import generate
 from musae_jax.models.musicgen import MusicGen, decode_codes, encode_audio, encode_text
-from musae_jax.pocket.corpus import HELD_OUT_SEED, TRAIN_SEED, composition
+from musae_jax.pocket.corpus import HELD_OUT_SEED, TRAIN_SEED, composition, styles
 from musae_jax.pocket.lm import baselines, corpus_tokens, evaluate
 from musae_jax.pocket.recurrent import recurrent_nats
 from musae_jax.pocket.spectral import log_mel_distance, si_sdr
@@ -77,8 +77,8 @@ def measure_pocket(mg: MusicGen, bench: PocketBench | None = None, progress: Pro
     figures: dict[str, Any] = {"codec": measure_codec(mg, audio, codes)}
     at("held-out clips")
     trained = _encode(mg, _corpus(TRAIN_SEED, bench.training_clips, config.sampling_rate))
-    styles = [composition(HELD_OUT_SEED, index, SECONDS).style for index in range(len(codes))]
-    ids, mask = corpus_tokens(mg.tokenizer, HELD_OUT_SEED, styles, config.text.pad_token_id)
+    held_out = styles(HELD_OUT_SEED, len(codes), SECONDS)
+    ids, mask = corpus_tokens(mg.tokenizer, HELD_OUT_SEED, held_out, config.text.pad_token_id)
     size = config.decoder.vocab_size
     figures["prediction"] = {**baselines(trained, codes, size), **evaluate(config, mg.params, codes, ids, mask)}
     at("baselines")

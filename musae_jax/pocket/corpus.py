@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from musae_jax.compose.captions import write_caption
-from musae_jax.compose.composer import Composition, compose
+from musae_jax.compose.composer import Composition, Style, compose
 from musae_jax.compose.concepts import LEADS, PERCUSSION
 from musae_jax.compose.dataset import SEEDS_PER_CORPUS
 from musae_jax.compose.render import render
@@ -26,6 +26,11 @@ LOWEST_NOTE, NOTES = 36, 52  # the piano roll covers MIDI 36 … 87, all that th
 def composition(seed: int, index: int, seconds: float) -> Composition:
     """Clip `index` of corpus `seed`."""
     return compose(seed * SEEDS_PER_CORPUS + index, seconds)
+
+
+def styles(seed: int, clips: int, seconds: float) -> list[Style]:
+    """What the first clips of corpus `seed` are like."""
+    return [composition(seed, index, seconds).style for index in range(clips)]
 
 
 def caption(seed: int, index: int, variant: int, style) -> str:

@@ -111,7 +111,7 @@ def losses(
 
 @partial(jax.jit, static_argnames=("config", "training"), donate_argnames=("state",))
 def train_step(state, batch: Batch, config: MusicGenConfig, training: LanguageModelTraining):
-    """One step; returns (state, figures): {"nats" per codebook [K], and what each planning head does not know}."""
+    """One step; returns (state, figures): "nats" per codebook [K], and for each planning head what it does not know."""
 
     frames = batch.codes.shape[2]
     early = 1 + (training.early_weight - 1) * jnp.exp(-jnp.arange(frames + 1) / training.early_frames)  # [P]

@@ -1,10 +1,11 @@
 """Linear heads that ask the language model, while it is trained, where in the bar it is and what will be played.
 
-The next code alone teaches neither tempo nor key: once a clip is under way its past says what comes, so the prompt is
-worth little, and a beat hardly more than a note too long. The heads read the stream half-way up at every frame and are
-told by the score: the place in the beat and its tempo, the place in the bar, what sounds within half a second, and the
-pitch classes, drums and instruments of the next four seconds. Early in a clip only the prompt can answer. They are
-thrown away after training, the model stays a plain MusicGen.
+The next code alone teaches little of tempo and key: once a clip is under way its past says what comes, so the prompt is
+worth little, and a wrong beat costs hardly more than one note held too long. The heads read the stream half-way up at
+every frame, and the score has the answers: the place in the beat and its tempo, the place in the bar, what sounds
+within half a second, and the pitch classes, drums and instruments of the next four seconds. Early in a clip only the
+prompt can tell (a clip begins with a bar, so tempo and position give the beat). They are thrown away after training,
+the model stays a plain MusicGen.
 """
 
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from musae_jax.compose.concepts import METRES, SIXTEENTHS
 from musae_jax.pocket.corpus import LOWEST_NOTE, NOTES, ROLL
 
 NEAR, FAR = 24, 200  # frames ahead
+ANY_OF = 10.0  # weighs the mean over what may sound, most of which never does
 BEAT_STARTS = np.concatenate([[0], np.cumsum([4 * s for s in SIXTEENTHS])])  # of each tempo's frames in a beat
 BAR_STARTS = np.concatenate([[0], np.cumsum([m // 4 for m in METRES.values()])])  # of each metre's quarters in a bar
 SIZES = {"beat": int(BEAT_STARTS[-1]), "bar": int(BAR_STARTS[-1]), "near": ROLL, "far": 12 + ROLL - NOTES}
@@ -75,12 +77,12 @@ def plan_heads(width: int) -> dict[str, dict[str, jax.Array]]:
 
 
 def plan_losses(heads: dict, stream: jax.Array, asked: Plan, weights: jax.Array) -> dict[str, jax.Array]:
-    """What the heads do not know, in nats a frame: a cross-entropy each, of `near` and `far` ten times the mean over
-    what may sound. Stream [B, T, D]; `weights` [T] weigh the frames."""
+    """What the heads do not know, in nats a frame: a cross-entropy each, of `near` and `far` `ANY_OF` times the mean
+    over what may sound. Stream [B, T, D]; `weights` [T] weigh the frames."""
     stream = stream * jax.lax.rsqrt(jnp.mean(stream**2, -1, keepdims=True) + 1e-6)
     answers = {name: stream @ head["kernel"] + head["bias"] for name, head in heads.items()}
     one_of = optax.softmax_cross_entropy_with_integer_labels
-    any_of = lambda logits, truth: 10 * optax.sigmoid_binary_cross_entropy(logits, truth).mean(-1)  # noqa: E731
+    any_of = lambda logits, truth: ANY_OF * optax.sigmoid_binary_cross_entropy(logits, truth).mean(-1)  # noqa: E731
     nats = {
         "beat": one_of(answers["beat"], asked.beat),
         "bar": one_of(answers["bar"], asked.bar),

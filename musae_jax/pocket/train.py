@@ -16,7 +16,7 @@ from musae_jax.models.encodec import EncodecConfig
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig
 from musae_jax.models.t5 import T5Config
 from musae_jax.pocket.codec import CodecTraining, encode_bank, train_codec
-from musae_jax.pocket.corpus import HELD_OUT_SEED, JUDGE_SEED, TRAIN_SEED, composition, open_bank
+from musae_jax.pocket.corpus import HELD_OUT_SEED, JUDGE_SEED, TRAIN_SEED, composition, open_bank, styles
 from musae_jax.pocket.lm import LanguageModelTraining, corpus_tokens, train_language_model
 from musae_jax.pocket.planning import scores
 from musae_jax.pocket.polish import PolishTraining, polish_decoder
@@ -116,15 +116,12 @@ def train_pocket(
         codec = polish_decoder(audio, training.polish, codec, *known, work / "polish", log, progress)
     tokenizer = build_tokenizer() if start is None else start.tokenizer
     padding = config.text.pad_token_id
-    styles, held_styles = (
-        [composition(seed, index, training.seconds).style for index in range(len(bank.roll))]
-        for seed, bank in banks.items()
-    )
-    tokens = corpus_tokens(tokenizer, TRAIN_SEED, styles, padding)
-    held_out = held_codes, *corpus_tokens(tokenizer, HELD_OUT_SEED, held_styles, padding)
-    known = scores(banks[TRAIN_SEED].roll, styles)
+    taught, asked = (styles(seed, len(bank.roll), training.seconds) for seed, bank in banks.items())
+    tokens = corpus_tokens(tokenizer, TRAIN_SEED, taught, padding)
+    held_out = held_codes, *corpus_tokens(tokenizer, HELD_OUT_SEED, asked, padding)
+    written = scores(banks[TRAIN_SEED].roll, taught)
     params = train_language_model(
-        config, training.language_model, codes, tokens, known, held_out, work / "lm", log, progress,
+        config, training.language_model, codes, tokens, written, held_out, work / "lm", log, progress,
         start=start and start.params,
     )  # fmt: skip
     kept = {name: codec["params"][name] for name in ("encoder", "decoder")}

@@ -10,7 +10,7 @@ import pytest
 
 from musae_jax.compose.concepts import BEATS, CONCEPT_INDEX, METRES, SIXTEENTHS, tempo_of
 from musae_jax.models.checkpoints import load_musicgen
-from musae_jax.models.musicgen import text_states
+from musae_jax.models.musicgen import forward, text_states
 from musae_jax.pocket import codec, lm, planning, polish
 from musae_jax.pocket.corpus import ROLL, caption, composition, open_bank, roll
 from musae_jax.pocket.recurrent import recurrent_nats
@@ -204,6 +204,38 @@ def test_planning_heads_learn_what_the_stream_holds_and_nothing_else():
     assert float(known["beat"]) < 0.5 * float(blank["beat"]) < float(other["beat"])
 
 
+def test_a_step_asks_the_heads_about_the_stream_half_way_up(tiny_config):
+    codes = np.random.default_rng(5).integers(16, size=(2, 2, 32)).astype(np.int32)
+    ids = np.full((2, 4), 3, np.int32)
+    batch = lm.Batch(codes, ids, np.ones_like(ids), planning.plan(known_scores(2, 32), np.arange(2), 32))
+    blocks = tiny_config.decoder.num_hidden_layers
+    moved = {}
+    for weight in (0.0, 0.3):
+        training = lm.LanguageModelTraining(warmup=1, plan_weight=weight)
+        state = lm.init_state(tiny_config, training)
+        drawn = jax.random.normal(jax.random.key(2), state["params"]["plan"]["beat"]["kernel"].shape)
+        state["params"]["plan"]["beat"]["kernel"] = drawn
+        params = jax.tree.map(jnp.copy, state["params"])
+        for _ in range(2):  # the rate of the first step is 0
+            state, figures = lm.train_step(state, batch, tiny_config, training)
+            if weight and "first" not in moved:
+                moved["first"] = figures
+        for i in range(blocks):
+            change = jax.tree.map(
+                lambda a, b: b - a, params["decoder"][f"block_{i}"], state["params"]["decoder"][f"block_{i}"]
+            )
+            moved[weight, i] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(change)])
+    text = text_states(tiny_config, params, ids, batch.mask)
+    stream = forward(tiny_config, params, codes, text, taps=(blocks // 2,)).residuals[blocks // 2]
+    early = 1 + 3 * np.exp(-np.arange(32) / 75)
+    for name, nats in planning.plan_losses(params["plan"], stream[:, :32], batch.plan, early).items():
+        assert float(moved["first"][name]) == pytest.approx(float(nats), rel=1e-4), name
+    # what the heads ask for is learned up to the block that they read, by no later one's own doing
+    assert np.abs(moved[0.3, 0] - moved[0.0, 0]).max() > 1e-3 * np.abs(moved[0.0, 0]).max()
+    even = planning.plan_losses(params["plan"], stream[:, :32], batch.plan, np.ones(32))
+    assert abs(float(even["beat"]) - float(moved["first"]["beat"])) > 1e-4  # first frames weigh more
+
+
 def test_every_fourth_caption_is_complete():
     style = composition(3, 0, 2.0).style
     things = [caption(3, 0, variant, style).count(",") for variant in range(8)]
@@ -245,6 +277,7 @@ def test_the_language_model_learns_a_rule_and_resumes(tiny_config, tmp_path):
     rows = []
     args = (tiny_config, training, codes, (ids, mask), known_scores(8, 100), (codes, ids, mask))
     whole = lm.train_language_model(*args, tmp_path / "whole", rows.append, save_every=25)
+    assert "plan" not in whole  # the heads are thrown away
     last = rows[-1]["held_out"]
     assert max(last["with_text"]) < 0.7 * np.log(16)
     assert last["without_text"][0] < 0.7 * np.log(16)

@@ -10,7 +10,7 @@ from musae_jax import encode_audio, encode_text, forward, generate, load_musicge
 from musae_jax.bench.pocket_report import pocket_markdown
 from musae_jax.compose.render import render
 from musae_jax.pocket import JUDGE, WEIGHTS
-from musae_jax.pocket.corpus import HELD_OUT_SEED, composition
+from musae_jax.pocket.corpus import HELD_OUT_SEED, composition, styles
 from musae_jax.pocket.lm import corpus_tokens, evaluate
 from musae_jax.validation.judge import judge_probabilities, load_judge
 
@@ -55,8 +55,7 @@ def test_transformers_gives_the_same_logits(pocket, codes):
 
 def test_it_predicts_held_out_music_as_its_card_says(pocket, codes):
     card = json.loads((WEIGHTS / "figures.json").read_text())
-    styles = [composition(HELD_OUT_SEED, index, 10.0).style for index in range(96)]
-    ids, mask = corpus_tokens(pocket.tokenizer, HELD_OUT_SEED, styles, 0)
+    ids, mask = corpus_tokens(pocket.tokenizer, HELD_OUT_SEED, styles(HELD_OUT_SEED, 96, 10.0), 0)
     found = evaluate(pocket.config, pocket.params, codes, ids[::4], mask[::4])["with_text"]
     assert found[0] == pytest.approx(card["prediction"]["with_text"][0], rel=0.25)  # 24 clips stand for 96
     assert found[0] < card["prediction"]["bigram"][0]
