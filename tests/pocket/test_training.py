@@ -208,32 +208,29 @@ def test_a_step_asks_the_heads_about_the_stream_half_way_up(tiny_config):
     codes = np.random.default_rng(5).integers(16, size=(2, 2, 32)).astype(np.int32)
     ids = np.full((2, 4), 3, np.int32)
     batch = lm.Batch(codes, ids, np.ones_like(ids), planning.plan(known_scores(2, 32), np.arange(2), 32))
-    blocks = tiny_config.decoder.num_hidden_layers
-    moved = {}
+    said, moved = {}, {}
     for weight in (0.0, 0.3):
         training = lm.LanguageModelTraining(warmup=1, plan_weight=weight)
         state = lm.init_state(tiny_config, training)
-        drawn = jax.random.normal(jax.random.key(2), state["params"]["plan"]["beat"]["kernel"].shape)
-        state["params"]["plan"]["beat"]["kernel"] = drawn
+        kernel = state["params"]["plan"]["beat"]["kernel"]
+        state["params"]["plan"]["beat"]["kernel"] = jax.random.normal(jax.random.key(2), kernel.shape)
         params = jax.tree.map(jnp.copy, state["params"])
-        for _ in range(2):  # the rate of the first step is 0
+        for number in range(2):  # the rate of the first step is 0
             state, figures = lm.train_step(state, batch, tiny_config, training)
-            if weight and "first" not in moved:
-                moved["first"] = figures
-        for i in range(blocks):
-            change = jax.tree.map(
-                lambda a, b: b - a, params["decoder"][f"block_{i}"], state["params"]["decoder"][f"block_{i}"]
-            )
-            moved[weight, i] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(change)])
+            said = figures if number == 0 else said
+        first = (tree["decoder"]["block_0"] for tree in (params, state["params"]))
+        change = jax.tree.leaves(jax.tree.map(lambda before, after: np.ravel(after - before), *first))
+        moved[weight] = np.concatenate(change)
+    middle = tiny_config.decoder.num_hidden_layers // 2
     text = text_states(tiny_config, params, ids, batch.mask)
-    stream = forward(tiny_config, params, codes, text, taps=(blocks // 2,)).residuals[blocks // 2]
+    stream = forward(tiny_config, params, codes, text, taps=(middle,)).residuals[middle][:, :32]
     early = 1 + 3 * np.exp(-np.arange(32) / 75)
-    for name, nats in planning.plan_losses(params["plan"], stream[:, :32], batch.plan, early).items():
-        assert float(moved["first"][name]) == pytest.approx(float(nats), rel=1e-4), name
-    # what the heads ask for is learned up to the block that they read, by no later one's own doing
-    assert np.abs(moved[0.3, 0] - moved[0.0, 0]).max() > 1e-3 * np.abs(moved[0.0, 0]).max()
-    even = planning.plan_losses(params["plan"], stream[:, :32], batch.plan, np.ones(32))
-    assert abs(float(even["beat"]) - float(moved["first"]["beat"])) > 1e-4  # first frames weigh more
+    for name, nats in planning.plan_losses(params["plan"], stream, batch.plan, early).items():
+        assert float(said[name]) == pytest.approx(float(nats), rel=1e-4), name
+    # the first block learns from the heads
+    assert np.abs(moved[0.3] - moved[0.0]).max() > 1e-3 * np.abs(moved[0.0]).max()
+    even = planning.plan_losses(params["plan"], stream, batch.plan, np.ones(32))
+    assert abs(float(even["beat"]) - float(said["beat"])) > 1e-4  # first frames weigh more
 
 
 def test_every_fourth_caption_is_complete():
