@@ -35,7 +35,7 @@ class TrainingCheckpoints:
         """(step, state) of the newest checkpoint; `template` has the shapes and dtypes of the state.
 
         Raises:
-          MusaeError: the checkpoint is of another state.
+          MusaeError: the checkpoint is of another state, or damaged.
         """
         step = self._manager.latest_step()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
@@ -43,7 +43,8 @@ class TrainingCheckpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
         except ValueError as error:
             raise MusaeError(
-                f"{self._manager.directory} holds the state of another training; delete it, or choose another folder"
+                f"{self._manager.directory} holds the state of another training, or a damaged one; delete it, "
+                "or choose another folder"
             ) from error
         # copied, because a training step gives its state's buffers away and orbax's may be shared
         return step, jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), restored["state"])

@@ -14,6 +14,6 @@ def test_the_state_of_another_training_is_refused(tmp_path, other):
     checkpoints.save(7, {"a": jnp.arange(3.0)}, {"at": 5})
     step, state = checkpoints.restore({"a": jnp.zeros(3)})
     assert step == 7 and np.array_equal(state["a"], [0, 1, 2]) and checkpoints.note() == {"at": 5}
-    with pytest.raises(MusaeError, match=r"run holds the state of another training; delete it"):
+    with pytest.raises(MusaeError, match=r"run holds the state of another training, or a damaged one; delete it"):
         checkpoints.restore(other)
     checkpoints.close()
