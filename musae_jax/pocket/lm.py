@@ -16,8 +16,10 @@ import numpy as np
 import optax
 import optax.contrib
 
+from musae_jax.batching import in_batches
 from musae_jax.compose.composer import Style
-from musae_jax.models.delay import delayed_targets
+from musae_jax.files import atomic_path
+from musae_jax.models.delay import delayed_targets, undo_delay
 from musae_jax.models.musicgen import MusicGenConfig, TextStates, forward, random_musicgen, text_states
 from musae_jax.models.tokens import tokenize
 from musae_jax.pocket.corpus import caption
@@ -26,6 +28,7 @@ from musae_jax.pocket.planning import Plan, Scores, plan, plan_heads, plan_losse
 from musae_jax.pocket.schedule import warm_stable_decay
 
 EMBEDDING_GAIN = 20.0
+GUIDANCE = 3.0  # as the model is used
 CAPTIONS = 4  # wordings of each clip
 SHORT = 4  # a beginning is this many times shorter than a clip, and a batch of them as many times larger
 
@@ -38,7 +41,8 @@ class LanguageModelTraining:
     prompt. Therefore batches of whole clips and of beginnings, four times as many, take turns, and first frames weigh
     more. A beginning is never taken from the middle: at the start of a clip the position in the bar follows from the
     tempo, and with it when the next note comes. What the prompt says arrives in a noisy gradient, so all that reads it
-    learns more slowly. And linear heads half-way up are asked what the prompt says of the music to come (`planning`).
+    learns more slowly. And linear heads half-way up are asked what is to come (`planning`), which is in the prompt, and
+    where there is none in what was heard.
     """
 
     steps: int = 5500
@@ -48,7 +52,7 @@ class LanguageModelTraining:
     warmup: int = 100
     decay: float = 0.5  # last share of the steps, over which the learning rate falls to nothing
     weight_decay: float = 0.05
-    text_dropout: float = 0.15  # share of clips without text, which guidance needs
+    text_dropout: float = 0.45  # share of clips without text: guidance needs some, and only they teach it to listen
     first_codebook_weight: float = 2.0  # against 1 for each other codebook
     early_weight: float = 4.0  # of the first frame against late ones
     early_frames: float = 75.0  # over which the extra weight falls to a third (1/e)
@@ -265,3 +269,38 @@ def train_language_model(
         evaluate_every=500,
     )
     return {name: part for name, part in state["params"].items() if name != "plan"}
+
+
+def guess_codes(
+    config: MusicGenConfig,
+    params: dict,
+    codes: np.ndarray,
+    ids: np.ndarray,
+    mask: np.ndarray,
+    path: str | Path,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> np.ndarray:
+    """What the model would have sampled in the place of each of `codes` [clips, K, T], given all that really came
+    before: int16 of the same shape, kept in a .npy file. With the last caption of ids and mask [clips, CAPTIONS, L] and
+    `GUIDANCE` for every second clip, without text for the others."""
+    path = Path(path)
+
+    @jax.jit
+    def sample(params, codes, ids, mask, key):
+        text = text_states(config, params, ids, mask)
+        longer = jnp.pad(codes, ((0, 0), (0, 0), (0, codes.shape[1])), mode="edge")  # until the last codebook's turn
+        asked, free = (forward(config, params, longer, each).logits for each in (text, None))
+        drawn = jax.random.categorical(key, free + GUIDANCE * (asked - free))  # [B, K, P] of column p + 1
+        return undo_delay(jnp.pad(drawn, ((0, 0), (0, 0), (1, 0))), codes.shape[2])
+
+    def guess(rows: np.ndarray) -> jax.Array:
+        if progress:
+            progress(int(rows[-1]) + 1, len(codes), "clips guessed")
+        heard = mask[rows, -1] * (rows % 2)[:, None]
+        return sample(params, codes[rows].astype(np.int32), ids[rows, -1], heard, jax.random.key(int(rows[0])))
+
+    if not path.exists():
+        guessed = in_batches(guess, np.arange(len(codes)), 16).astype(np.int16)
+        with atomic_path(path) as temporary:
+            np.save(temporary, guessed)
+    return np.load(path)

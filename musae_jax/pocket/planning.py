@@ -2,10 +2,11 @@
 
 The next code alone teaches little of tempo and key: once a clip is under way its past says what comes, so the prompt is
 worth little, and a wrong beat costs hardly more than one note held too long. The heads read the stream half-way up at
-every frame, and the score has the answers: the place in the beat and its tempo, the place in the bar, what sounds
-within half a second, and the pitch classes, drums and instruments of the next four seconds. Early in a clip only the
-prompt can tell (a clip begins with a bar, so tempo and position give the beat). They are thrown away after training,
-the model stays a plain MusicGen.
+every frame, and the score has the answers: the place in the beat and its tempo, the place in the bar, the key, the
+chord, the progression and the place in it, what sounds within half a second, and the pitch classes, drums and
+instruments of the next four seconds. Early in a clip only the prompt can tell (a clip begins with a bar, so tempo and
+position give the beat), and where there is no prompt the model must listen. They are thrown away after training, the
+model stays a plain MusicGen.
 """
 
 from typing import NamedTuple
@@ -16,32 +17,44 @@ import numpy as np
 import optax
 
 from musae_jax.compose.composer import Style
-from musae_jax.compose.concepts import METRES, SIXTEENTHS
+from musae_jax.compose.concepts import METRES, MODES, PROGRESSIONS, SIXTEENTHS
 from musae_jax.pocket.corpus import LOWEST_NOTE, NOTES, ROLL
 
 NEAR, FAR = 24, 200  # frames ahead
 ANY_OF = 10.0  # weighs the mean over what may sound, most of which never does
 BEAT_STARTS = np.concatenate([[0], np.cumsum([4 * s for s in SIXTEENTHS])])  # of each tempo's frames in a beat
 BAR_STARTS = np.concatenate([[0], np.cumsum([m // 4 for m in METRES.values()])])  # of each metre's quarters in a bar
-SIZES = {"beat": int(BEAT_STARTS[-1]), "bar": int(BAR_STARTS[-1]), "near": ROLL, "far": 12 + ROLL - NOTES}
+MINOR = np.array([mode == "minor" for mode, _ in PROGRESSIONS.values()], int)
+DEGREES = np.array([degrees for _, degrees in PROGRESSIONS.values()])  # [progressions, 4], one a bar
+SCALES = np.array([MODES[mode] for mode, _ in PROGRESSIONS.values()])  # [progressions, 7]
+SIZES = {
+    "beat": int(BEAT_STARTS[-1]), "bar": int(BAR_STARTS[-1]), "key": 24, "chord": 24, "form": DEGREES.size,
+    "near": ROLL, "far": 12 + ROLL - NOTES,
+}  # fmt: skip
 
 
 class Scores(NamedTuple):
     """What the composer wrote for n clips: `roll` bool [n, T, ROLL] (`corpus.roll`), and int [n] the numbers of their
-    tempo in `SIXTEENTHS` and of their metre in `METRES`."""
+    tempo in `SIXTEENTHS`, of their metre in `METRES` and of their progression in `PROGRESSIONS`, and their tonic."""
 
     roll: np.ndarray
     tempo: np.ndarray
     metre: np.ndarray
+    progression: np.ndarray
+    tonic: np.ndarray
 
 
 class Plan(NamedTuple):
     """What the heads should answer at each frame: int32 [B, T] `beat`, the frame in the beat and the tempo as one
-    number, and `bar`, the quarter in the bar and the metre; bool [B, T, …] what sounds in the next `NEAR` frames (as in
-    the roll), and in the next `FAR` (pitch classes from C, drums, instruments)."""
+    number, `bar`, the quarter in the bar and the metre, `key` and `chord`, twice the tonic or root and one more if they
+    are minor, and `form`, the bar in the progression and which it is; bool [B, T, …] what sounds in the next `NEAR`
+    frames (as in the roll), and in the next `FAR` (pitch classes from C, drums, instruments)."""
 
     beat: np.ndarray
     bar: np.ndarray
+    key: np.ndarray
+    chord: np.ndarray
+    form: np.ndarray
     near: np.ndarray
     far: np.ndarray
 
@@ -50,15 +63,21 @@ def scores(roll: np.ndarray, styles: list[Style]) -> Scores:
     """The scores of clips in `styles`, in the order of `roll`."""
     tempo = np.array([SIXTEENTHS.index(style.sixteenth) for style in styles])
     metre = np.array([list(METRES).index(style.metre) for style in styles])
-    return Scores(roll, tempo, metre)
+    progression = np.array([list(PROGRESSIONS).index(style.progression) for style in styles])
+    return Scores(roll, tempo, metre, progression, np.array([style.tonic for style in styles]))
 
 
 def plan(known: Scores, clips: np.ndarray, frames: int) -> Plan:
     """What is to be answered in the first `frames` of `clips`, int [B]; a clip's end cuts what it looks ahead to."""
-    roll, tempo, metre = known.roll[clips], known.tempo[clips, None], known.metre[clips, None]
+    roll = known.roll[clips]
+    tempo, metre, progression, tonic = (numbers[clips, None] for numbers in known[1:])
     at = np.arange(frames)
     beat = 4 * np.asarray(SIXTEENTHS)[tempo]  # frames [B, 1]
     quarters = np.asarray(list(METRES.values()))[metre] // 4
+    place = at // (beat * quarters) % DEGREES.shape[1]  # a chord a bar
+    degree, key = DEGREES[progression, place], 2 * tonic + MINOR[progression]
+    root, third = (SCALES[progression, (degree + above) % 7] for above in (0, 2))  # [B, T] above the tonic
+    minor = (third - root) % 12 == 3
     sums = np.pad(np.cumsum(roll, 1, dtype=np.int16), ((0, 0), (1, 0), (0, 0)))  # [B, T + 1, ROLL]
     near, far = (sums[:, np.minimum(at + ahead, roll.shape[1])] > sums[:, at] for ahead in (NEAR, FAR))
     octaves = np.pad(far[..., :NOTES], ((0, 0), (0, 0), (LOWEST_NOTE % 12, -(LOWEST_NOTE + NOTES) % 12)))
@@ -66,6 +85,9 @@ def plan(known: Scores, clips: np.ndarray, frames: int) -> Plan:
     return Plan(
         beat=(BEAT_STARTS[tempo] + at % beat).astype(np.int32),
         bar=(BAR_STARTS[metre] + at // beat % quarters).astype(np.int32),
+        key=np.broadcast_to(key, place.shape).astype(np.int32),
+        chord=(2 * ((tonic + root) % 12) + minor).astype(np.int32),
+        form=(DEGREES.shape[1] * progression + place).astype(np.int32),
         near=near,
         far=np.concatenate([classes, far[..., NOTES:]], -1),
     )
@@ -86,6 +108,9 @@ def plan_losses(heads: dict, stream: jax.Array, asked: Plan, weights: jax.Array)
     nats = {
         "beat": one_of(answers["beat"], asked.beat),
         "bar": one_of(answers["bar"], asked.bar),
+        "key": one_of(answers["key"], asked.key),
+        "chord": one_of(answers["chord"], asked.chord),
+        "form": one_of(answers["form"], asked.form),
         "near": any_of(answers["near"], asked.near),
         "far": any_of(answers["far"], asked.far),
     }  # [B, T] each

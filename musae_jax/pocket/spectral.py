@@ -8,6 +8,7 @@ import numpy as np
 
 WINDOWS = (512, 1024, 2048)
 FLOOR = 3e-4  # added to mel magnitudes before the logarithm; quieter bins are noise that nobody hears
+TEXTURE_FLOOR = 1e-4  # the same where many frames are heard together
 
 
 @functools.cache
@@ -33,10 +34,14 @@ def log_mel(audio: jnp.ndarray, sampling_rate: int, window: int = 1024, mels: in
     return jnp.log(magnitudes(audio, window) @ _mel_filters(sampling_rate, window, mels).T + FLOOR)
 
 
-def spectral_loss(heard: jnp.ndarray, truth: jnp.ndarray, sampling_rate: int, linear: float = 0.0) -> jnp.ndarray:
+def spectral_loss(
+    heard: jnp.ndarray, truth: jnp.ndarray, sampling_rate: int, linear: float = 0.0, texture: float = 0.0
+) -> jnp.ndarray:
     """Mean log-mel L1 plus spectral convergence over three windows; both [B, S].
 
     `linear` weighs the same L1 on the bins themselves: mel bands are too wide up high to tell harmonics from noise.
+    `texture` weighs the difference of what is heard over the whole crop (`_textures`): an error that is always on one
+    side costs little in each frame, but the ear learns a timbre from many.
     """
     total = 0.0
     for window in WINDOWS:
@@ -46,7 +51,16 @@ def spectral_loss(heard: jnp.ndarray, truth: jnp.ndarray, sampling_rate: int, li
         total += jnp.sqrt(jnp.sum((a - b) ** 2)) / (jnp.sqrt(jnp.sum(b**2)) + 1e-3)
         if linear:
             total += linear * jnp.mean(jnp.abs(jnp.log(a + FLOOR) - jnp.log(b + FLOOR)))
+        if texture:
+            total += texture * jnp.mean(jnp.abs(_textures(a @ mel) - _textures(b @ mel)).sum(1))
     return total / len(WINDOWS)
+
+
+def _textures(mel: jnp.ndarray) -> jnp.ndarray:
+    """Statistics over time of mel magnitudes [B, frames, mels], as a texture is told by (McDermott and Simoncelli
+    2011): mean and deviation of the logarithm, [B, 2, mels]."""
+    level = jnp.log(mel + TEXTURE_FLOOR)
+    return jnp.stack([level.mean(1), jnp.sqrt(level.var(1) + 1e-4)], 1)
 
 
 def log_mel_distance(heard: jnp.ndarray, truth: jnp.ndarray, sampling_rate: int) -> jnp.ndarray:

@@ -17,7 +17,7 @@ from musae_jax.models.musicgen import MusicGen, MusicGenConfig
 from musae_jax.models.t5 import T5Config
 from musae_jax.pocket.codec import CodecTraining, encode_bank, train_codec
 from musae_jax.pocket.corpus import HELD_OUT_SEED, JUDGE_SEED, TRAIN_SEED, composition, open_bank, styles
-from musae_jax.pocket.lm import LanguageModelTraining, corpus_tokens, train_language_model
+from musae_jax.pocket.lm import LanguageModelTraining, corpus_tokens, guess_codes, train_language_model
 from musae_jax.pocket.planning import scores
 from musae_jax.pocket.polish import PolishTraining, polish_decoder
 from musae_jax.pocket.tokenizer import VOCABULARY_SIZE, build_tokenizer
@@ -84,8 +84,8 @@ def train_pocket(
 ) -> MusicGen:
     """Trains codec, decoder and language model under the folder `work`; killed and called again, it goes on.
 
-    With `start` its codec is kept, whose codes the language model knows, and its language model is trained further. A
-    line of figures per 50 steps is appended to `work`/train.jsonl.
+    With `start` its codes are kept, which the language model knows, and language model and decoder are trained further.
+    A line of figures per 50 steps is appended to `work`/train.jsonl.
     """
     work = Path(work)
     work.mkdir(parents=True, exist_ok=True)
@@ -111,9 +111,6 @@ def train_pocket(
         codec = {"params": start.params["audio"], "codebooks": start.params["audio"]["codebooks"]}
     codes = encode_bank(codec, audio, banks[TRAIN_SEED], work / "codes.npy", progress)
     held_codes = encode_bank(codec, audio, banks[HELD_OUT_SEED], work / "codes-held.npy", progress)
-    if start is None:
-        known = banks[TRAIN_SEED], codes, banks[HELD_OUT_SEED]
-        codec = polish_decoder(audio, training.polish, codec, *known, work / "polish", log, progress)
     tokenizer = build_tokenizer() if start is None else start.tokenizer
     padding = config.text.pad_token_id
     taught, asked = (styles(seed, len(bank.roll), training.seconds) for seed, bank in banks.items())
@@ -124,6 +121,10 @@ def train_pocket(
         config, training.language_model, codes, tokens, written, held_out, work / "lm", log, progress,
         start=start and start.params,
     )  # fmt: skip
+    first = slice(training.polish.clips)
+    guesses = guess_codes(config, params, codes[first], *(t[first] for t in tokens), work / "guesses.npy", progress)
+    known = banks[TRAIN_SEED], codes[first], guesses, banks[HELD_OUT_SEED]
+    codec = polish_decoder(audio, training.polish, codec, *known, work / "polish", log, progress)
     kept = {name: codec["params"][name] for name in ("encoder", "decoder")}
     params = {**params, "audio": {**kept, "codebooks": codec["codebooks"]}}
     return MusicGen(config=config, params=params, tokenizer=tokenizer)

@@ -21,14 +21,14 @@ class TrainPocketFlags:
     """Folder for the finished model, in the Hugging Face layout."""
     codec_steps: int = 6000
     """Steps of the codec, the first third of them without quantisation."""
-    polish_steps: int = 4000
-    """Steps of the codec's decoder alone, on codes that no longer change."""
+    polish_steps: int = 3000
+    """Steps of the codec's decoder alone, last of all, on real codes and on what the language model guesses."""
     lm_steps: int = 5500
     """Steps of the language model."""
     lm_rate: float = 3e-3
     """Its peak learning rate; what reads text learns a third as fast."""
     start: str | None = None
-    """A model, "pocket" or a folder, whose codec is kept and whose language model is trained further."""
+    """A model, "pocket" or a folder, whose codes are kept and whose language model and decoder are trained further."""
     clips: int = 6400
     """Composed clips of ten seconds to train on."""
 

@@ -8,13 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musae_jax.compose.concepts import BEATS, CONCEPT_INDEX, METRES, SIXTEENTHS, tempo_of
+from musae_jax.compose.concepts import (
+    BEATS,
+    CONCEPT_INDEX,
+    METRES,
+    PITCH_CLASSES,
+    PROGRESSIONS,
+    SIXTEENTHS,
+    tempo_of,
+)  # fmt: skip
 from musae_jax.models.checkpoints import load_musicgen
+from musae_jax.models.encodec import EncodecDecoder, dequantize
 from musae_jax.models.musicgen import forward, text_states
 from musae_jax.pocket import codec, lm, planning, polish
 from musae_jax.pocket.corpus import ROLL, caption, composition, open_bank, roll
 from musae_jax.pocket.recurrent import recurrent_nats
-from musae_jax.pocket.spectral import log_mel_distance, si_sdr
+from musae_jax.pocket.spectral import log_mel_distance, si_sdr, spectral_loss
 from musae_jax.pocket.tokenizer import VOCABULARY_SIZE, build_tokenizer
 from musae_jax.pocket.train import PocketTraining, train_pocket
 
@@ -41,6 +50,19 @@ def test_spectral_measures_by_known_cases():
     assert np.allclose(si_sdr(3 * noisy, x), si_sdr(noisy, x), atol=0.01)  # whatever the scale
     assert np.allclose(log_mel_distance(x, x, 16_000), 0)
     assert np.allclose(log_mel_distance(20 * x, 10 * x, 16_000), 6.02, atol=0.1)  # twice as loud
+
+
+def test_textures_tell_an_error_that_is_always_on_one_side():
+    truth = np.random.default_rng(0).normal(size=(1, 16_000)).astype(np.float32) * 0.1
+    turns = np.where(np.arange(16_000) // 4000 % 2, 1.2, 1 / 1.2)  # louder and softer in turn
+    texture = {
+        name: float(
+            spectral_loss(truth * gain, truth, 16_000, texture=1.0) - spectral_loss(truth * gain, truth, 16_000)
+        )
+        for name, gain in (("same", 1.0), ("one side", 1.2), ("in turn", turns.astype(np.float32)))
+    }
+    assert texture["same"] == 0 and texture["one side"] == pytest.approx(np.log(1.2), abs=0.02)
+    assert texture["in turn"] < 0.5 * texture["one side"]
 
 
 def test_kmeans_finds_planted_centres():
@@ -88,8 +110,9 @@ def test_polishing_betters_the_decoder_and_leaves_the_codes(tiny_config, bank, t
     codec_state = codec.start_codebooks(codec_state, config, dataclasses.replace(TRAINING, batch_size=2), bank)
     codes = codec.encode_bank(codec_state, config, bank, tmp_path / "codes.npy")
     training = polish.PolishTraining(steps=30, batch_size=2, crop_frames=16, warmup=5, learning_rate=3e-3)
-    args = (config, training, codec_state, bank, codes, bank)
-    done = polish.polish_decoder(*args, tmp_path / "whole", rows.append)
+    guesses = np.random.default_rng(0).integers(16, size=codes.shape).astype(np.int16)  # of a model that knows nothing
+    args = (bank, codes, guesses, bank)
+    done = polish.polish_decoder(config, training, codec_state, *args, tmp_path / "whole", rows.append)
     before = codec.evaluate(codec_state, config, bank)
     assert rows[-1]["held_out"]["log_mel_db_quantised"] < before["log_mel_db_quantised"]
     for kept in ("codebooks", "counts"):
@@ -101,9 +124,43 @@ def test_polishing_betters_the_decoder_and_leaves_the_codes(tiny_config, bank, t
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        polish.polish_decoder(*args, tmp_path / "cut", rows.append, die)
-    again = polish.polish_decoder(*args, tmp_path / "cut", rows.append)
+        polish.polish_decoder(config, training, codec_state, *args, tmp_path / "cut", rows.append, die)
+    again = polish.polish_decoder(config, training, codec_state, *args, tmp_path / "cut", rows.append)
     assert jax.tree.all(jax.tree.map(np.array_equal, done, again))
+
+    # what it is polished on is what it plays best: real codes or guesses
+    distance = {}
+    for share in (0.0, 1.0):
+        only = dataclasses.replace(training, guessed=share)
+        one = polish.polish_decoder(config, only, codec_state, *args, tmp_path / str(share), rows.append)
+        for said in (codes, guesses):
+            heard = EncodecDecoder(config).apply(
+                {"params": one["params"]["decoder"]}, dequantize(codec_state["codebooks"], said)
+            )
+            truth = np.asarray(bank.audio, np.float32) / 32767
+            distance[share, said is guesses] = float(np.mean(log_mel_distance(heard[..., 0], truth, 16_000)))
+    assert distance[1.0, True] < distance[0.0, True] and distance[0.0, False] < distance[1.0, False]
+
+
+def test_guesses_are_what_the_model_says_of_each_frame(tiny_config, tmp_path):
+    rng = np.random.default_rng(3)
+    codes = rng.integers(16, size=(18, 2, 30)).astype(np.int16)
+    ids = rng.integers(1, 20, size=(18, lm.CAPTIONS, 4)).astype(np.int32)
+    params = lm.init_state(tiny_config, lm.LanguageModelTraining())["params"]
+    decoder = {**params["decoder"], "heads": 1e6 * params["decoder"]["heads"]}  # so sure that it always says the same
+    params = {**params, "decoder": decoder}
+    mask = np.ones_like(ids)
+    found = lm.guess_codes(tiny_config, params, codes, ids, mask, tmp_path / "guesses.npy")
+    assert found.shape == codes.shape and found.dtype == np.int16
+    text = text_states(tiny_config, params, ids[:, -1], mask[:, -1])
+    asked, free = (forward(tiny_config, params, codes, each).logits for each in (text, None))  # [B, K, P, V]
+    sure = {0: free, 1: free + lm.GUIDANCE * (asked - free)}  # every second clip has its caption
+    for rest, logits in sure.items():
+        for k in range(2):  # position p decides frame p - k of codebook k
+            expected = np.asarray(logits)[rest::2, k, k:31].argmax(-1)
+            assert (found[rest::2, k, : 31 - k] == expected[:, :30]).mean() > 0.99
+    assert (np.asarray(sure[0]).argmax(-1) != np.asarray(sure[1]).argmax(-1)).mean() > 0.05  # the text counts
+    assert np.array_equal(lm.guess_codes(tiny_config, params, codes, ids, mask, tmp_path / "guesses.npy"), found)
 
 
 def test_the_captions_words_are_all_known():
@@ -172,19 +229,28 @@ def test_the_plan_is_what_the_composer_wrote():
     known = known_scores(24, 300, seed=7)
     asked = planning.plan(known, np.arange(24), 300)
     assert {one.style.metre for one in written} == set(METRES)
+    assert {one.style.progression for one in written} == set(PROGRESSIONS)
     for i, one in enumerate(written):
         beat = 4 * one.style.sixteenth
         tempo = SIXTEENTHS.index(one.style.sixteenth)
         assert np.array_equal(asked.beat[i], planning.BEAT_STARTS[tempo] + np.arange(300) % beat)
         bars = one.truth[:, [CONCEPT_INDEX[f"bar: {name}"] for name in BEATS]].argmax(1)
         assert np.array_equal(asked.bar[i], bars + (4 if one.style.metre == "three four" else 0))
+        minor = one.style.mode == "minor"
+        assert (asked.key[i] == 2 * one.style.tonic + minor).all()
+        told = {family: one.truth[:, [CONCEPT_INDEX[f"chord {family}: {name}"] for name in names]].argmax(1)
+                for family, names in (("root", PITCH_CLASSES), ("quality", ("major", "minor")))}  # fmt: skip
+        assert np.array_equal(asked.chord[i], 2 * told["root"] + told["quality"])
+        bars = np.arange(300) // (beat * (3 if one.style.metre == "three four" else 4))
+        assert np.array_equal(asked.form[i], 4 * list(PROGRESSIONS).index(one.style.progression) + bars % 4)
         for frame in (0, 57, 290):
             assert np.array_equal(asked.near[i, frame], known.roll[i, frame : frame + 24].any(0))
             soon = known.roll[i, frame : frame + 200].any(0)
             classes = {(36 + note) % 12 for note in np.flatnonzero(soon[:52])}
             assert set(np.flatnonzero(asked.far[i, frame, :12])) == classes
             assert np.array_equal(asked.far[i, frame, 12:], soon[52:])
-    assert asked.beat.max() < planning.SIZES["beat"] and asked.bar.max() < planning.SIZES["bar"]
+    for name in ("beat", "bar", "key", "chord", "form"):
+        assert getattr(asked, name).max() < planning.SIZES[name]
     assert asked.near.shape[2] == planning.SIZES["near"] and asked.far.shape[2] == planning.SIZES["far"]
 
 
@@ -195,6 +261,7 @@ def test_planning_heads_learn_what_the_stream_holds_and_nothing_else():
     heads = planning.plan_heads(planning.SIZES["beat"])
     blank = planning.plan_losses(heads, jnp.zeros((4, 100, planning.SIZES["beat"])), asked, weights)
     assert float(blank["beat"]) == pytest.approx(np.log(144)) and float(blank["bar"]) == pytest.approx(np.log(7))
+    assert all(float(blank[name]) == pytest.approx(np.log(24)) for name in ("key", "chord", "form"))
     assert float(blank["near"]) == pytest.approx(10 * np.log(2)) == float(blank["far"])
     told = jax.nn.one_hot(asked.beat, planning.SIZES["beat"])  # a stream in which the beat is a direction each
     grads = jax.grad(lambda heads: planning.plan_losses(heads, told, asked, weights)["beat"])(heads)
@@ -294,16 +361,24 @@ def test_the_language_model_learns_a_rule_and_resumes(tiny_config, tmp_path):
 def test_a_model_is_trained_further_on_the_codes_that_it_knows(tmp_path):
     pocket = load_musicgen("pocket")
     training = PocketTraining(
-        clips=8, held_out_clips=8, language_model=lm.LanguageModelTraining(steps=4, learning_rate=1e-4, warmup=1)
+        clips=8,
+        held_out_clips=8,
+        polish=polish.PolishTraining(steps=2, warmup=1),
+        language_model=lm.LanguageModelTraining(steps=4, learning_rate=1e-4, warmup=1),
     )
     further = train_pocket(tmp_path, training, pocket)
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert "baselines" in rows[0]
     assert rows[-1]["held_out"]["with_text"][0] < 1.2  # it went on from the pocket, for which random weights are at 5.5
-    for name in ("encoder", "decoder", "codebooks"):
+    for name in ("encoder", "codebooks"):
         same = jax.tree.map(np.array_equal, further.params["audio"][name], pocket.params["audio"][name])
         assert jax.tree.all(same)
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), further.params["decoder"], pocket.params["decoder"])
-    assert 0 < max(jax.tree.leaves(moved)) < 0.1
+    assert np.load(tmp_path / "guesses.npy").shape == (8, 4, 500)
+    for after, before in (
+        (further.params["decoder"], pocket.params["decoder"]),
+        (further.params["audio"]["decoder"], pocket.params["audio"]["decoder"]),
+    ):
+        moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after, before)
+        assert 0 < max(jax.tree.leaves(moved)) < 0.1
     again = train_pocket(tmp_path, training, pocket)  # finished: the same, at once
     assert jax.tree.all(jax.tree.map(np.array_equal, again.params, further.params))
