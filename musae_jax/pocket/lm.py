@@ -28,7 +28,6 @@ from musae_jax.pocket.planning import Plan, Scores, plan, plan_heads, plan_losse
 from musae_jax.pocket.schedule import warm_stable_decay
 
 EMBEDDING_GAIN = 20.0
-GUIDANCE = 3.0  # as the model is used
 CAPTIONS = 4  # wordings of each clip
 SHORT = 4  # a beginning is this many times shorter than a clip, and a batch of them as many times larger
 
@@ -41,8 +40,8 @@ class LanguageModelTraining:
     prompt. Therefore batches of whole clips and of beginnings, four times as many, take turns, and first frames weigh
     more. A beginning is never taken from the middle: at the start of a clip the position in the bar follows from the
     tempo, and with it when the next note comes. What the prompt says arrives in a noisy gradient, so all that reads it
-    learns more slowly. And linear heads half-way up are asked what is to come (`planning`), which is in the prompt, and
-    where there is none in what was heard.
+    learns more slowly. And linear heads half-way up are asked for beat, harmony and what is to come (`planning`): the
+    prompt tells them, or, where there is none, what was heard so far.
     """
 
     steps: int = 5500
@@ -52,7 +51,7 @@ class LanguageModelTraining:
     warmup: int = 100
     decay: float = 0.5  # last share of the steps, over which the learning rate falls to nothing
     weight_decay: float = 0.05
-    text_dropout: float = 0.45  # share of clips without text: guidance needs some, and only they teach it to listen
+    text_dropout: float = 0.45  # share of clips without text: guidance needs some, and on them it must listen
     first_codebook_weight: float = 2.0  # against 1 for each other codebook
     early_weight: float = 4.0  # of the first frame against late ones
     early_frames: float = 75.0  # over which the extra weight falls to a third (1/e)
@@ -277,12 +276,15 @@ def guess_codes(
     codes: np.ndarray,
     ids: np.ndarray,
     mask: np.ndarray,
+    key: jax.Array,
     path: str | Path,
     progress: Callable[[int, int, str], None] | None = None,
+    guidance_scale: float = 3.0,
 ) -> np.ndarray:
-    """What the model would have sampled in the place of each of `codes` [clips, K, T], given all that really came
-    before: int16 of the same shape, kept in a .npy file. With the last caption of ids and mask [clips, CAPTIONS, L] and
-    `GUIDANCE` for every second clip, without text for the others."""
+    """What the model would have sampled in the place of each of `codes` [clips, K, T], given all real codes before it
+    (of its own frame the lower codebooks): int16 of the same shape, kept in a .npy file. With the last caption of ids
+    and mask [clips, CAPTIONS, L], guided, for every second clip, without text for the others. It takes minutes, so a
+    killed run begins it again."""
     path = Path(path)
 
     @jax.jit
@@ -290,16 +292,16 @@ def guess_codes(
         text = text_states(config, params, ids, mask)
         longer = jnp.pad(codes, ((0, 0), (0, 0), (0, codes.shape[1])), mode="edge")  # until the last codebook's turn
         asked, free = (forward(config, params, longer, each).logits for each in (text, None))
-        drawn = jax.random.categorical(key, free + GUIDANCE * (asked - free))  # [B, K, P] of column p + 1
+        drawn = jax.random.categorical(key, free + guidance_scale * (asked - free))  # [B, K, P] of column p + 1
         return undo_delay(jnp.pad(drawn, ((0, 0), (0, 0), (1, 0))), codes.shape[2])
 
     def guess(rows: np.ndarray) -> jax.Array:
         if progress:
             progress(int(rows[-1]) + 1, len(codes), "clips guessed")
-        heard = mask[rows, -1] * (rows % 2)[:, None]
-        return sample(params, codes[rows].astype(np.int32), ids[rows, -1], heard, jax.random.key(int(rows[0])))
+        read = mask[rows, -1] * (rows % 2)[:, None]
+        return sample(params, codes[rows].astype(np.int32), ids[rows, -1], read, jax.random.fold_in(key, rows[0]))
 
-    if not path.exists():
+    if not (path.exists() and np.load(path, mmap_mode="r").shape == codes.shape):
         guessed = in_batches(guess, np.arange(len(codes)), 16).astype(np.int16)
         with atomic_path(path) as temporary:
             np.save(temporary, guessed)

@@ -5,8 +5,8 @@ worth little, and a wrong beat costs hardly more than one note held too long. Th
 every frame, and the score has the answers: the place in the beat and its tempo, the place in the bar, the key, the
 chord, the progression and the place in it, what sounds within half a second, and the pitch classes, drums and
 instruments of the next four seconds. Early in a clip only the prompt can tell (a clip begins with a bar, so tempo and
-position give the beat), and where there is no prompt the model must listen. They are thrown away after training, the
-model stays a plain MusicGen.
+position give the beat), and where there is no prompt the model must listen. The heads are thrown away after training,
+the model stays a plain MusicGen.
 """
 
 from typing import NamedTuple
@@ -70,7 +70,8 @@ def scores(roll: np.ndarray, styles: list[Style]) -> Scores:
 def plan(known: Scores, clips: np.ndarray, frames: int) -> Plan:
     """What is to be answered in the first `frames` of `clips`, int [B]; a clip's end cuts what it looks ahead to."""
     roll = known.roll[clips]
-    tempo, metre, progression, tonic = (numbers[clips, None] for numbers in known[1:])
+    numbers = known.tempo, known.metre, known.progression, known.tonic
+    tempo, metre, progression, tonic = (each[clips, None] for each in numbers)  # [B, 1]
     at = np.arange(frames)
     beat = 4 * np.asarray(SIXTEENTHS)[tempo]  # frames [B, 1]
     quarters = np.asarray(list(METRES.values()))[metre] // 4
@@ -106,12 +107,6 @@ def plan_losses(heads: dict, stream: jax.Array, asked: Plan, weights: jax.Array)
     one_of = optax.softmax_cross_entropy_with_integer_labels
     any_of = lambda logits, truth: ANY_OF * optax.sigmoid_binary_cross_entropy(logits, truth).mean(-1)  # noqa: E731
     nats = {
-        "beat": one_of(answers["beat"], asked.beat),
-        "bar": one_of(answers["bar"], asked.bar),
-        "key": one_of(answers["key"], asked.key),
-        "chord": one_of(answers["chord"], asked.chord),
-        "form": one_of(answers["form"], asked.form),
-        "near": any_of(answers["near"], asked.near),
-        "far": any_of(answers["far"], asked.far),
+        name: (any_of if name in ("near", "far") else one_of)(answers[name], getattr(asked, name)) for name in heads
     }  # [B, T] each
     return {name: jnp.sum(each.mean(0) * weights) / jnp.sum(weights) for name, each in nats.items()}

@@ -1,10 +1,10 @@
 """Going on with the codec's decoder alone, on codes that no longer change.
 
 The language model has learned the codes, so encoder and codebooks are fixed; what the codes are turned into can still
-become better, at less than half of the cost of a step of the codec. Half of what it is polished on are the codes that
-the language model would have sampled in the place of each real one, heard as the real music: a decoder that knows real
-codes only makes noise of sampled ones, in which a listener hears drums. (Speech synthesis trains vocoders on what its
-acoustic model predicts, for the same reason.)
+become better, at less than half of the cost of a step of the codec. Half of what it is polished on are codes that the
+language model would have sampled in the place of each real one, with the real music as the target: a decoder that has
+met real codes only makes noise of sampled ones, and a judge of sound hears drums in it. (For the same reason Tacotron 2
+trains its vocoder on the spectrograms that it predicts itself, given the true past; Shen et al. 2018.)
 """
 
 import dataclasses
@@ -19,12 +19,13 @@ import numpy as np
 import optax
 import optax.contrib
 
+from musae_jax.batching import in_batches
 from musae_jax.models.encodec import EncodecConfig, EncodecDecoder, dequantize
 from musae_jax.pocket.codec import evaluate
 from musae_jax.pocket.corpus import Bank
 from musae_jax.pocket.loop import train_loop
 from musae_jax.pocket.schedule import warm_stable_decay
-from musae_jax.pocket.spectral import spectral_loss
+from musae_jax.pocket.spectral import log_mel_distance, spectral_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class PolishTraining:
     decay: float = 0.4  # last share of the steps, over which the learning rate falls to nothing
     waveform_weight: float = 1.0  # the codes are fixed, so following the phase no longer costs predictability
     linear_weight: float = 1.0
-    texture_weight: float = 1.0
+    texture_weight: float = 1.0  # of the statistics of each band over the crop
     seed: int = 0
 
 
@@ -81,14 +82,15 @@ def polish_decoder(
     codes: np.ndarray,
     guesses: np.ndarray,
     held_out: Bank,
+    held_guesses: np.ndarray,
     folder: str | Path,
     log: Callable[[dict], None],
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """`codec` as `train_codec` returns it, its decoder trained further on the first clips of `bank`, their codes and
     what the language model guesses in their place (`lm.guess_codes`), both [clips, K, T]; a killed run goes on from its
-    last checkpoint."""
-    hop = config.hop_length
+    last checkpoint. Held-out figures are those of `codec.evaluate`, and the log-mel distance of guesses."""
+    hop, books = config.hop_length, codec["codebooks"]
     said = np.stack([codes, guesses])  # [2, clips, K, T]
 
     def step(state, number):
@@ -99,8 +101,8 @@ def polish_decoder(
         spans = [slice(start, start + training.crop_frames) for start in starts]
         audio = np.stack([bank.audio[i, s.start * hop : s.stop * hop] for i, s in zip(clips, spans)])
         crops = np.stack([said[g, i, :, s] for g, i, s in zip(guessed, clips, spans)]).astype(np.int32)
-        heard = audio.astype(np.float32) / 32767
-        return polish_step(state, codec["codebooks"], heard, crops, config, training)
+        truth = audio.astype(np.float32) / 32767
+        return polish_step(state, books, truth, crops, config, training)
 
     def polished(decoder):
         return {**codec, "params": {**codec["params"], "decoder": decoder}}
@@ -108,6 +110,13 @@ def polish_decoder(
     # copied: the step gives its state's buffers away
     decoder = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), codec["params"]["decoder"])
     state = {"decoder": decoder, "opt": optimiser(training).init(decoder)}
-    measure = lambda state: evaluate(polished(state["decoder"]), config, held_out)  # noqa: E731
+    play = jax.jit(lambda params, codes: EncodecDecoder(config).apply({"params": params}, dequantize(books, codes)))
+
+    def measure(state):
+        figures = evaluate(polished(state["decoder"]), config, held_out)
+        heard = in_batches(lambda codes: play(state["decoder"], codes), held_guesses[:32])[..., 0]
+        truth = held_out.audio[: len(heard)].astype(np.float32) / 32767
+        return {**figures, "log_mel_db_guessed": float(log_mel_distance(heard, truth, config.sampling_rate).mean())}
+
     state = train_loop(folder, state, training.steps, step, measure, log, progress)
     return polished(state["decoder"])

@@ -8,7 +8,7 @@ import numpy as np
 
 WINDOWS = (512, 1024, 2048)
 FLOOR = 3e-4  # added to mel magnitudes before the logarithm; quieter bins are noise that nobody hears
-TEXTURE_FLOOR = 1e-4  # the same where many frames are heard together
+TEXTURE_FLOOR = 1e-4  # the same for means over many frames, which tell a quieter noise from none
 
 
 @functools.cache
@@ -40,8 +40,8 @@ def spectral_loss(
     """Mean log-mel L1 plus spectral convergence over three windows; both [B, S].
 
     `linear` weighs the same L1 on the bins themselves: mel bands are too wide up high to tell harmonics from noise.
-    `texture` weighs the difference of what is heard over the whole crop (`_textures`): an error that is always on one
-    side costs little in each frame, but the ear learns a timbre from many.
+    `texture` weighs differences of mean and deviation over the whole crop (`_textures`), summed: an error that is
+    always on one side costs little in each frame, but the ear learns a timbre from many.
     """
     total = 0.0
     for window in WINDOWS:
@@ -57,8 +57,8 @@ def spectral_loss(
 
 
 def _textures(mel: jnp.ndarray) -> jnp.ndarray:
-    """Statistics over time of mel magnitudes [B, frames, mels], as a texture is told by (McDermott and Simoncelli
-    2011): mean and deviation of the logarithm, [B, 2, mels]."""
+    """Mean and deviation over time of the logarithm of mel magnitudes [B, frames, mels]: [B, 2, mels]. The least of the
+    statistics by which a texture is told (after McDermott and Simoncelli 2011)."""
     level = jnp.log(mel + TEXTURE_FLOOR)
     return jnp.stack([level.mean(1), jnp.sqrt(level.var(1) + 1e-4)], 1)
 

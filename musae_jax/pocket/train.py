@@ -82,7 +82,8 @@ def train_pocket(
     start: MusicGen | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> MusicGen:
-    """Trains codec, decoder and language model under the folder `work`; killed and called again, it goes on.
+    """Trains codec, language model and the codec's decoder once more, under the folder `work`; killed and called again,
+    it goes on.
 
     With `start` its codes are kept, which the language model knows, and language model and decoder are trained further.
     A line of figures per 50 steps is appended to `work`/train.jsonl.
@@ -121,10 +122,16 @@ def train_pocket(
         config, training.language_model, codes, tokens, written, held_out, work / "lm", log, progress,
         start=start and start.params,
     )  # fmt: skip
-    first = slice(training.polish.clips)
-    guesses = guess_codes(config, params, codes[first], *(t[first] for t in tokens), work / "guesses.npy", progress)
-    known = banks[TRAIN_SEED], codes[first], guesses, banks[HELD_OUT_SEED]
-    codec = polish_decoder(audio, training.polish, codec, *known, work / "polish", log, progress)
+    if training.polish.steps:
+        folder = work / f"polish-{training.language_model.steps}"  # on what this language model guesses
+        folder.mkdir(exist_ok=True)
+        known, key = [part[: training.polish.clips] for part in (codes, *tokens)], jax.random.key(training.polish.seed)
+        guesses = guess_codes(config, params, *known, key, folder / "guesses.npy", progress)
+        held_guesses = guess_codes(config, params, *held_out, key, folder / "guesses-held.npy")
+        codec = polish_decoder(
+            audio, training.polish, codec, banks[TRAIN_SEED], known[0], guesses, banks[HELD_OUT_SEED], held_guesses,
+            folder, log, progress,
+        )  # fmt: skip
     kept = {name: codec["params"][name] for name in ("encoder", "decoder")}
     params = {**params, "audio": {**kept, "codebooks": codec["codebooks"]}}
     return MusicGen(config=config, params=params, tokenizer=tokenizer)

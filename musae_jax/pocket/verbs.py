@@ -8,7 +8,7 @@ from musae_jax.verb import Verb, console
 
 @dataclass(frozen=True)
 class TrainPocketFlags:
-    """Trains the bundled pocket model anew: codec, decoder, language model. Killed and started again, it goes on.
+    """Trains the bundled pocket model anew: codec, language model, decoder. Killed and started again, it goes on.
 
     musae train-pocket --work work --out pocket
 
@@ -22,7 +22,7 @@ class TrainPocketFlags:
     codec_steps: int = 6000
     """Steps of the codec, the first third of them without quantisation."""
     polish_steps: int = 3000
-    """Steps of the codec's decoder alone, last of all, on real codes and on what the language model guesses."""
+    """Steps of the codec's decoder alone, last of all, on real codes and on the language model's guesses; 0: none."""
     lm_steps: int = 5500
     """Steps of the language model."""
     lm_rate: float = 3e-3
