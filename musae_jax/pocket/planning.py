@@ -27,6 +27,7 @@ BAR_STARTS = np.concatenate([[0], np.cumsum([m // 4 for m in METRES.values()])])
 MINOR = np.array([mode == "minor" for mode, _ in PROGRESSIONS.values()], int)
 DEGREES = np.array([degrees for _, degrees in PROGRESSIONS.values()])  # [progressions, 4], one a bar
 SCALES = np.array([MODES[mode] for mode, _ in PROGRESSIONS.values()])  # [progressions, 7]
+ONE_OF = ("beat", "bar", "key", "chord", "form")  # the heads with one answer a frame; the others have many
 SIZES = {
     "beat": int(BEAT_STARTS[-1]), "bar": int(BAR_STARTS[-1]), "key": 24, "chord": 24, "form": DEGREES.size,
     "near": ROLL, "far": 12 + ROLL - NOTES,
@@ -107,6 +108,6 @@ def plan_losses(heads: dict, stream: jax.Array, asked: Plan, weights: jax.Array)
     one_of = optax.softmax_cross_entropy_with_integer_labels
     any_of = lambda logits, truth: ANY_OF * optax.sigmoid_binary_cross_entropy(logits, truth).mean(-1)  # noqa: E731
     nats = {
-        name: (any_of if name in ("near", "far") else one_of)(answers[name], getattr(asked, name)) for name in heads
+        name: (one_of if name in ONE_OF else any_of)(answers[name], getattr(asked, name)) for name in heads
     }  # [B, T] each
     return {name: jnp.sum(each.mean(0) * weights) / jnp.sum(weights) for name, each in nats.items()}

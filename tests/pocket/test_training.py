@@ -266,7 +266,7 @@ def test_the_plan_is_what_the_composer_wrote():
             classes = {(36 + note) % 12 for note in np.flatnonzero(soon[:52])}
             assert set(np.flatnonzero(asked.far[i, frame, :12])) == classes
             assert np.array_equal(asked.far[i, frame, 12:], soon[52:])
-    for name in ("beat", "bar", "key", "chord", "form"):
+    for name in planning.ONE_OF:
         assert getattr(asked, name).max() < planning.SIZES[name]
     assert asked.near.shape[2] == planning.SIZES["near"] and asked.far.shape[2] == planning.SIZES["far"]
 
