@@ -117,7 +117,7 @@ class ValidateFlags:
 @dataclass(frozen=True)
 class SteerFlags:
     """Steers features of a run that `musae run` has begun, and measures it against every control. What is given here
-    replaces what the run was begun with, and is remembered.
+    replaces what the run was begun with, and is remembered. A report that the run has is written anew.
 
     musae steer --run runs/pocket
 
@@ -300,8 +300,11 @@ def steer_verb(flags: SteerFlags) -> str:
     effects_config(flags.steer, run.config.seed)  # what cannot be is not remembered
     if flags.steer != run.config.steer:
         run = reconfigure(run, steer=flags.steer)
+    reported = (run.folder / "report").exists()
     with progress_bar("steer", console) as progress:
         seconds = run_stage(run, "steer", progress)
+        if reported:  # so that its page of steering is of these effects
+            run_stage(run, "report", progress)
     return f"{effects_text(flags.run)}\nsteer of {flags.run}: {seconds:.1f} s"
 
 

@@ -40,6 +40,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "relu": {"architecture": "relu", "l1_coefficient": 0.3},
     "gated": {"architecture": "gated", "l1_coefficient": 0.3},
     "one group": {"group_fractions": ()},
+    "six groups": {"group_fractions": (1 / 32, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)},  # each as large as all before it
+    "d_sae 512, an eighth first": {"d_sae": 512, "group_fractions": (1 / 8, 1 / 8, 1 / 4, 1 / 2)},
     "eight groups": {"group_fractions": FINE},
     "uncentred": {"center": "none"},
     "geometric median": {"center": "geometric_median"},

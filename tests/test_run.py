@@ -271,10 +271,13 @@ def test_steering_is_told_otherwise_by_its_verb(whole, tiny_folder, tmp_path, ca
     contrast = out / "sae" / HOOK / SAE / "feature_contrast.safetensors"
     known = contrast.read_bytes()
     contrast.unlink()  # as in a run that an older version made
+    page = (out / "report" / "index.html").read_bytes()
     assert cli.main(["steer", "--run", str(out), *few, *flags]) == 0
     told = capsys.readouterr().out
     assert (out / "steering" / "effects.jsonl").exists() and (out / "steering" / "sounds.jsonl").exists()
     assert contrast.read_bytes() == known
+    assert (out / "report" / "index.html").read_bytes() != page
+    assert json.loads((out / "run.json").read_text())["state"] == "finished"
     assert "of 2 features" in told and "principal component" in told and "other layer" not in told
     summary = json.loads((out / "steering" / "summary.json").read_text())
     assert {"unsteered", "random", "decoder", "probe", "pca"} <= set(summary["against"])
