@@ -4,6 +4,7 @@ An architecture is a subclass in a file of its own: its fields, and small pure f
 `penalty` and, where the defaults do not fit, the rest of the last section here). `step.py` does everything else.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -36,7 +37,7 @@ class Tokens(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(abc.ABC):
     """How to train an SAE; numbers are those of the dictionary_learning library except where a field says otherwise.
 
     Attributes:
@@ -193,12 +194,12 @@ class Recipe:
         """What `activate` remembers, at the start."""
         return {}
 
+    @abc.abstractmethod
     def activate(self, params: Params, pre: jax.Array, knobs: Knobs, memory: Memory, count: Any) -> Any:
         """(f [N, F] >= 0, the new memory) from pre-activations p = (x' − b_dec) W_enc + b_enc [N, F] of `count` tokens.
 
         Where a token is left out, p is hugely negative.
         """
-        raise NotImplementedError
 
     # Where few latents are active: choose(pre, knobs, memory, count), as `activate`, gives what it keeps as a list
     # (`products.Active`) and the new memory.
