@@ -21,7 +21,7 @@ from musae_jax.models.encodec import EncodecConfig, Layer, apply_layers, decoder
 from musae_jax.models.musicgen import MusicGenConfig
 from musae_jax.pocket import codec, lm
 from musae_jax.pocket.corpus import ROLL
-from musae_jax.pocket.planning import ONE_OF, SIZES, Plan
+from musae_jax.pocket.planning import SIZES, Plan
 from musae_jax.pocket.spectral import spectral_loss
 
 Progress = Callable[[int, int, str], None]
@@ -84,10 +84,8 @@ def _language_model(config: MusicGenConfig, b: TrainingBench, rate: float) -> li
     ):
         shape, words = (count, frames), (count, WORDS)
         codes = rng.integers(config.decoder.vocab_size, size=(count, config.num_codebooks, frames), dtype=np.int32)
-        asked = Plan(
-            **{name: rng.integers(SIZES[name], size=shape, dtype=np.int32) for name in ONE_OF},
-            **{name: rng.random((*shape, size)) < 0.1 for name, size in SIZES.items() if name not in ONE_OF},
-        )
+        holds = {name: rng.random((*shape, size)) < 0.1 for name, size in SIZES.items() if name != "beat"}
+        asked = Plan(beat=rng.integers(SIZES["beat"], size=shape, dtype=np.int32), **holds)
         ids = rng.integers(2, config.text.vocab_size, size=words, dtype=np.int32)
         batch = jax.tree.map(jnp.asarray, lm.Batch(codes, ids, np.ones(words, np.int32), asked))
         step = lm.train_step.lower(state, batch, config, training).compile()

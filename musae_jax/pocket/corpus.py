@@ -1,18 +1,19 @@
-"""Composed music in memory for training: audio, captions, and the notes that sound, as plain arrays.
+"""Composed music in memory for training: audio, captions, the notes that sound and what is true, as plain arrays.
 
 Training clips come from composer corpora that no other part of the project uses: `TRAIN_SEED` for training,
 `HELD_OUT_SEED` for every measure in the model card, `JUDGE_SEED` for the judge of audio.
 """
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from musae_jax.compose.captions import write_caption
 from musae_jax.compose.composer import Composition, Style, compose
-from musae_jax.compose.concepts import LEADS, PERCUSSION
+from musae_jax.compose.concepts import LEADS, PERCUSSION, VOCABULARY
 from musae_jax.compose.dataset import SEEDS_PER_CORPUS
 from musae_jax.compose.render import render
 from musae_jax.files import atomic_path
@@ -59,10 +60,11 @@ def roll(written: Composition) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Bank:
-    """`audio` int16 [clips, S] and `roll` bool [clips, T, ROLL], memory-mapped."""
+    """`audio` int16 [clips, S], `roll` bool [clips, T, ROLL] and `truth` bool [clips, T, C], memory-mapped."""
 
     audio: np.ndarray
     roll: np.ndarray
+    truth: np.ndarray
 
 
 def open_bank(
@@ -73,21 +75,23 @@ def open_bank(
     sampling_rate: int,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Bank:
-    """Renders a corpus once into two .npy files under `folder` and maps them into memory."""
-    stem = f"{folder}/bank-{seed}-{clips}-{seconds:g}-{sampling_rate}"
-    audio_path, roll_path = Path(stem + ".audio.npy"), Path(stem + ".roll.npy")
-    if not (audio_path.exists() and roll_path.exists()):
-        with atomic_path(audio_path) as audio_file, atomic_path(roll_path) as roll_file:
-            frames = round(seconds * 50)
-            samples = round(seconds * sampling_rate)
-            audio = np.lib.format.open_memmap(audio_file, "w+", np.int16, (clips, samples))
-            rolls = np.lib.format.open_memmap(roll_file, "w+", bool, (clips, frames, ROLL))
+    """Renders a corpus once into three .npy files under `folder` and maps them into memory."""
+    names = [field.name for field in fields(Bank)]
+    paths = [Path(f"{folder}/bank-{seed}-{clips}-{seconds:g}-{sampling_rate}.{name}.npy") for name in names]
+    if not all(path.exists() for path in paths):
+        frames = round(seconds * 50)
+        kinds = np.int16, bool, bool
+        shapes = (clips, round(seconds * sampling_rate)), (clips, frames, ROLL), (clips, frames, len(VOCABULARY))
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(atomic_path(path)) for path in paths]
+            audio, rolls, truth = (np.lib.format.open_memmap(*each) for each in zip(files, ["w+"] * 3, kinds, shapes))
             for index in range(clips):
                 written = composition(seed, index, seconds)
                 audio[index] = np.round(np.clip(render(written.score, sampling_rate), -1, 1) * 32767)
                 rolls[index] = roll(written)
+                truth[index] = written.truth
                 if progress:
                     progress(index + 1, clips, "clips rendered")
-            audio.flush()
-            rolls.flush()
-    return Bank(np.load(audio_path, mmap_mode="r"), np.load(roll_path, mmap_mode="r"))
+            for array in (audio, rolls, truth):
+                array.flush()
+    return Bank(*(np.load(path, mmap_mode="r") for path in paths))

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from musae_jax.audio.clap_mel import ClapMelConfig, clap_mel
-from musae_jax.compose.concepts import VOCABULARY
 from musae_jax.files import atomic_path
 from musae_jax.models.ast_front_end import FrontEnd
 from musae_jax.models.musicgen import MusicGen, decode_codes
-from musae_jax.pocket.corpus import Bank, composition
+from musae_jax.pocket.corpus import Bank
 
 BATCH = 8
 
@@ -45,35 +44,31 @@ def open_ear_bank(
     mel: ClapMelConfig,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> EarBank:
-    """Hears a corpus once, into three .npy files under `folder`, and maps them into memory.
+    """Hears a corpus once, into two .npy files under `folder`, and maps them into memory.
 
     `bank` is the music of corpus `seed` at the rate of both front ends, `codes` [n, K, T] what the codec of `mg` makes
     of it; clips of odd number are decoded from them.
     """
-    count, rate = len(bank.audio), mg.config.sampling_rate
+    count = len(bank.audio)
     stem = f"{folder}/ears-{seed}-{count}"
-    paths = [Path(f"{stem}.{name}.npy") for name in ("tagger", "clap", "truth")]
+    paths = [Path(f"{stem}.{name}.npy") for name in ("tagger", "clap")]
     if not all(path.exists() for path in paths):
-        seconds = bank.audio.shape[1] / rate
-        shapes = [front_end.mel(_sound(bank, 0)).shape, (mel.frames, mel.feature_size)]
-        shapes += [(round(50 * seconds), len(VOCABULARY))]
-        kinds = (np.float16, np.float16, bool)
-        with atomic_path(paths[0]) as a, atomic_path(paths[1]) as b, atomic_path(paths[2]) as c:
+        shapes = front_end.mel(_sound(bank, 0)).shape, (mel.frames, mel.feature_size)
+        with atomic_path(paths[0]) as a, atomic_path(paths[1]) as b:
             out = [
-                np.lib.format.open_memmap(file, "w+", kind, (count, *shape))
-                for file, kind, shape in zip((a, b, c), kinds, shapes)
+                np.lib.format.open_memmap(file, "w+", np.float16, (count, *shape))
+                for file, shape in zip((a, b), shapes)
             ]
             for start in range(0, count, BATCH):
                 rows = range(start, min(start + BATCH, count))
                 for row, sound in zip(rows, _heard(bank, codes, mg, rows)):
                     out[0][row] = front_end.mel(sound)
                     out[1][row] = clap_mel(mel, sound[None])[0]
-                    out[2][row] = composition(seed, row, seconds).truth
                 if progress:
                     progress(rows[-1] + 1, count, "clips heard")
             for array in out:
                 array.flush()
-    return EarBank(*(np.load(path, mmap_mode="r") for path in paths))
+    return EarBank(*(np.load(path, mmap_mode="r") for path in paths), bank.truth)
 
 
 def _sound(bank: Bank, row: int) -> np.ndarray:

@@ -40,7 +40,7 @@ class LanguageModelTraining:
     prompt. Therefore batches of whole clips and of beginnings, four times as many, take turns, and first frames weigh
     more. A beginning is never taken from the middle: at the start of a clip the position in the bar follows from the
     tempo, and with it when the next note comes. What the prompt says arrives in a noisy gradient, so all that reads it
-    learns more slowly. And linear heads half-way up are asked for beat, harmony and what is to come (`planning`): the
+    learns more slowly. And linear heads half-way up are asked for concepts, beat and what is to come (`planning`): the
     prompt tells them, or, where there is none, what was heard so far.
     """
 
@@ -51,7 +51,7 @@ class LanguageModelTraining:
     warmup: int = 100
     decay: float = 0.5  # last share of the steps, over which the learning rate falls to nothing
     weight_decay: float = 0.05
-    text_dropout: float = 0.45  # share of clips without text: guidance needs some, and on them it must listen
+    text_dropout: float = 0.3  # share of clips without text: guidance needs some, and on them it must listen
     first_codebook_weight: float = 2.0  # against 1 for each other codebook
     early_weight: float = 4.0  # of the first frame against late ones
     early_frames: float = 75.0  # over which the extra weight falls to a third (1/e)
@@ -123,8 +123,7 @@ def train_step(state, batch: Batch, config: MusicGenConfig, training: LanguageMo
     def loss(params):
         nats, residuals = losses(config, params, batch.codes, batch.ids, batch.mask, early, (middle,))
         weights = jnp.ones(nats.shape[0]).at[0].set(training.first_codebook_weight)
-        # position p decides frame p of codebook 0
-        unknown = plan_losses(params["plan"], residuals[middle][:, :frames], batch.plan, early[:frames])
+        unknown = plan_losses(params["plan"], residuals[middle], batch.plan, early[:frames])
         total = jnp.sum(nats * weights) / jnp.sum(weights) + training.plan_weight * sum(unknown.values())
         return total, {"nats": nats, **unknown}
 

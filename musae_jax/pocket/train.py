@@ -117,7 +117,7 @@ def train_pocket(
     taught, asked = (styles(seed, len(bank.roll), training.seconds) for seed, bank in banks.items())
     tokens = corpus_tokens(tokenizer, TRAIN_SEED, taught, padding)
     held_out = held_codes, *corpus_tokens(tokenizer, HELD_OUT_SEED, asked, padding)
-    written = scores(banks[TRAIN_SEED].roll, taught)
+    written = scores(banks[TRAIN_SEED].roll, banks[TRAIN_SEED].truth, taught)
     params = train_language_model(
         config, training.language_model, codes, tokens, written, held_out, work / "lm", log, progress,
         start=start and start.params,

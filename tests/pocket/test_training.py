@@ -8,15 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musae_jax.compose.concepts import (
-    BEATS,
-    CONCEPT_INDEX,
-    METRES,
-    PITCH_CLASSES,
-    PROGRESSIONS,
-    SIXTEENTHS,
-    tempo_of,
-)  # fmt: skip
+from musae_jax.compose.concepts import SIXTEENTHS, VOCABULARY, tempo_of
 from musae_jax.models.checkpoints import load_musicgen
 from musae_jax.models.musicgen import forward, text_states
 from musae_jax.pocket import codec, lm, planning, polish
@@ -36,7 +28,8 @@ def bank(tmp_path_factory):
 
 def test_the_bank_holds_the_composers_music(bank):
     assert bank.audio.shape == (4, 32_000) and bank.roll.shape == (4, 100, ROLL)
-    assert np.array_equal(bank.roll[2], roll(composition(1, 2, 2.0)))
+    written = composition(1, 2, 2.0)
+    assert np.array_equal(bank.roll[2], roll(written)) and np.array_equal(bank.truth[2], written.truth)
     assert np.abs(bank.audio).max() > 300
 
 
@@ -216,7 +209,8 @@ def test_a_recurrent_net_learns_what_counts_cannot():
 def known_scores(clips, frames, seed=1):
     """Scores of composed clips, cut to so many frames."""
     written = [composition(seed, index, frames / 50) for index in range(clips)]
-    return planning.scores(np.stack([roll(one) for one in written]), [one.style for one in written])
+    rolls, truths = (np.stack(each) for each in zip(*((roll(one), one.truth) for one in written)))
+    return planning.scores(rolls, truths, [one.style for one in written])
 
 
 def test_batches_alternate_between_whole_clips_and_beginnings():
@@ -245,30 +239,21 @@ def test_the_plan_is_what_the_composer_wrote():
     written = [composition(7, index, 6.0) for index in range(24)]
     known = known_scores(24, 300, seed=7)
     asked = planning.plan(known, np.arange(24), 300)
-    assert {one.style.metre for one in written} == set(METRES)
-    assert {one.style.progression for one in written} == set(PROGRESSIONS)
+    assert {one.style.sixteenth for one in written} == set(SIXTEENTHS)
     for i, one in enumerate(written):
         beat = 4 * one.style.sixteenth
         tempo = SIXTEENTHS.index(one.style.sixteenth)
         assert np.array_equal(asked.beat[i], planning.BEAT_STARTS[tempo] + np.arange(300) % beat)
-        bars = one.truth[:, [CONCEPT_INDEX[f"bar: {name}"] for name in BEATS]].argmax(1)
-        assert np.array_equal(asked.bar[i], bars + (4 if one.style.metre == "three four" else 0))
-        minor = one.style.mode == "minor"
-        assert (asked.key[i] == 2 * one.style.tonic + minor).all()
-        told = {family: one.truth[:, [CONCEPT_INDEX[f"chord {family}: {name}"] for name in names]].argmax(1)
-                for family, names in (("root", PITCH_CLASSES), ("quality", ("major", "minor")))}  # fmt: skip
-        assert np.array_equal(asked.chord[i], 2 * told["root"] + told["quality"])
-        bars = np.arange(300) // (beat * (3 if one.style.metre == "three four" else 4))
-        assert np.array_equal(asked.form[i], 4 * list(PROGRESSIONS).index(one.style.progression) + bars % 4)
+        assert np.array_equal(asked.concepts[i], one.truth)
         for frame in (0, 57, 290):
             assert np.array_equal(asked.near[i, frame], known.roll[i, frame : frame + 24].any(0))
             soon = known.roll[i, frame : frame + 200].any(0)
             classes = {(36 + note) % 12 for note in np.flatnonzero(soon[:52])}
             assert set(np.flatnonzero(asked.far[i, frame, :12])) == classes
             assert np.array_equal(asked.far[i, frame, 12:], soon[52:])
-    for name in planning.ONE_OF:
-        assert getattr(asked, name).max() < planning.SIZES[name]
-    assert asked.near.shape[2] == planning.SIZES["near"] and asked.far.shape[2] == planning.SIZES["far"]
+    assert asked.beat.max() < planning.SIZES["beat"]
+    assert all(getattr(asked, name).shape[2] == planning.SIZES[name] for name in ("near", "far", "concepts"))
+    assert planning.plan(known, np.arange(2), 70).concepts.shape == (2, 70, len(VOCABULARY))
 
 
 def test_planning_heads_learn_what_the_stream_holds_and_nothing_else():
@@ -276,16 +261,38 @@ def test_planning_heads_learn_what_the_stream_holds_and_nothing_else():
     asked = planning.plan(known_scores(4, 100), np.arange(4), 100)
     weights = np.ones(100)
     heads = planning.plan_heads(planning.SIZES["beat"])
-    blank = planning.plan_losses(heads, jnp.zeros((4, 100, planning.SIZES["beat"])), asked, weights)
-    assert float(blank["beat"]) == pytest.approx(np.log(144)) and float(blank["bar"]) == pytest.approx(np.log(7))
-    assert all(float(blank[name]) == pytest.approx(np.log(24)) for name in ("key", "chord", "form"))
+    blank = planning.plan_losses(heads, jnp.zeros((4, 101, planning.SIZES["beat"])), asked, weights)
+    assert float(blank["beat"]) == pytest.approx(np.log(144))
     assert float(blank["near"]) == pytest.approx(10 * np.log(2)) == float(blank["far"])
+    assert float(blank["concepts"]) == pytest.approx(70 * np.log(2))
     told = jax.nn.one_hot(asked.beat, planning.SIZES["beat"])  # a stream in which the beat is a direction each
+    told = jnp.concatenate([told, told[:, :1]], 1)  # position p decides frame p; the last one decides none
     grads = jax.grad(lambda heads: planning.plan_losses(heads, told, asked, weights)["beat"])(heads)
     heads["beat"] = jax.tree.map(lambda leaf, grad: leaf - 100 * grad, heads["beat"], grads["beat"])
     known = planning.plan_losses(heads, told, asked, weights)
     other = planning.plan_losses(heads, rng.permutation(told, axis=1), asked, weights)
     assert float(known["beat"]) < 0.5 * float(blank["beat"]) < float(other["beat"])
+
+
+def test_concepts_must_be_loud_to_be_read():
+    asked = planning.plan(known_scores(4, 100), np.arange(4), 100)
+    rng = np.random.default_rng(1)
+    directions = np.linalg.qr(rng.normal(size=(100, 100)))[0][: len(VOCABULARY)]  # [C, D]
+    held = (2.0 * asked.concepts - 1) @ directions  # a stream that holds all concepts, and nothing else
+    held = np.concatenate([np.zeros_like(held[:, :1]), held], 1)  # position p has heard frame p - 1
+    noise = rng.normal(size=held.shape)
+    heads, even = planning.plan_heads(100), np.ones(100)
+
+    def unknown(kernel, stream, weights=even):
+        told = heads | {"concepts": {**heads["concepts"], "kernel": kernel}}
+        return float(planning.plan_losses(told, stream, asked, weights)["concepts"])
+
+    loud, faint = unknown(directions.T, held), unknown(directions.T, held + 10 * noise)
+    assert loud < 0.3 * 70 * np.log(2) < 0.7 * faint
+    assert unknown(1000 * directions.T, held + 10 * noise) == pytest.approx(faint, rel=1e-3)  # weighing does not help
+    assert loud < 0.5 * unknown(heads["concepts"]["kernel"], held)
+    assert loud < 0.95 * unknown(directions.T, np.roll(held, -1, 1))
+    assert unknown(directions.T, held, np.linspace(0, 1, 100)) == pytest.approx(loud)  # frames weigh the same
 
 
 def test_a_step_asks_the_heads_about_the_stream_half_way_up(tiny_config):
@@ -307,7 +314,7 @@ def test_a_step_asks_the_heads_about_the_stream_half_way_up(tiny_config):
         moved[weight] = np.concatenate(change)
     middle = tiny_config.decoder.num_hidden_layers // 2
     text = text_states(tiny_config, params, ids, batch.mask)
-    stream = forward(tiny_config, params, codes, text, taps=(middle,)).residuals[middle][:, :32]
+    stream = forward(tiny_config, params, codes, text, taps=(middle,)).residuals[middle]
     early = 1 + 3 * np.exp(-np.arange(32) / 75)
     for name, nats in planning.plan_losses(params["plan"], stream, batch.plan, early).items():
         assert float(said[name]) == pytest.approx(float(nats), rel=1e-4), name
