@@ -26,7 +26,7 @@ NEAR, FAR = 24, 200  # frames ahead
 BEAT_STARTS = np.concatenate([[0], np.cumsum([4 * s for s in SIXTEENTHS])])  # of each tempo's frames in a beat
 SIZES = {"beat": int(BEAT_STARTS[-1]), "near": ROLL, "far": 12 + ROLL - NOTES, "concepts": len(VOCABULARY)}
 WEIGHTS = {"beat": 1.0, "near": 10.0, "far": 10.0, "concepts": 70.0}  # the last three are means over what may hold
-LOUDNESS = 2.0  # of a concept's logit for a stream of unit size that lies along its direction, by √width
+LOUDNESS = 2.0  # length of a concept's direction: its logit is this · √width · the stream's cosine with it, and a bias
 
 
 class Scores(NamedTuple):
