@@ -267,13 +267,14 @@ class GenerateConfig:
     """Length of the new music. Beyond a window (30 s) it is made in windows that slide."""
     seed: int = 0
     """Same seed, same sound, whether it is streamed or not."""
-    guidance_scale: float = 3.0
-    """How strongly the prompt is followed; 1: no guidance, in half the time."""
-    top_k: int = 250
-    """Sample among the k likeliest codes; 0: among all. Other programs' default may differ (transformers: 50)."""
-    top_p: float = 1.0
+    guidance_scale: float | None = None
+    """How strongly the prompt is followed; 1: no guidance, in half the time. This and the next three are the model's
+    own by default: what its generation_config.json says, else guidance 3, top-k 250, top-p 1 and temperature 1."""
+    top_k: int | None = None
+    """Sample among the k likeliest codes; 0: among all."""
+    top_p: float | None = None
     """Sample among the fewest likeliest codes whose probabilities reach this; 1: no such limit."""
-    temperature: float = 1.0
+    temperature: float | None = None
     """Below 1 more predictable, above 1 more daring; 0 always takes the likeliest."""
     two_pass: bool = False
     """Guidance in two passes instead of one of twice the size: slower, with less memory."""

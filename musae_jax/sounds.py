@@ -157,13 +157,10 @@ def _asked(config: GenerateConfig) -> Asked | None:
             if getattr(config, name) != default:
                 raise MusaeError(f"--{name.replace('_', '-')} says how to steer; give --steer and --sae too")
         return None
-    prompted = _prompted(config)
-    if config.branches == "conditional" and not prompted:
+    if config.branches == "conditional" and not _prompted(config):
         raise MusaeError(
             "--branches conditional steers what hears the prompt, but there is none; give a prompt, or steer both"
         )
-    if config.branches == "unconditional" and prompted and config.guidance_scale == 1:
-        raise MusaeError("--branches unconditional steers nothing at --guidance-scale 1, which leaves that branch out")
     strengths = read_strengths(config.steer, config.steer_how)
     return find_sae(config.sae), strengths, read_schedules(config.schedule, strengths)
 
@@ -185,6 +182,9 @@ def _steering(
     if asked is None:
         return None, []
     sae, strengths, schedules = asked
+    scale = c.sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale
+    if config.branches == "unconditional" and _prompted(config) and scale == 1:
+        raise MusaeError("--branches unconditional steers nothing at --guidance-scale 1, which leaves that branch out")
     how = config.steer_how or ("add" if sae.contrast is None else "contrast")
     branches = config.branches or ("conditional" if _prompted(config) else "both")
 

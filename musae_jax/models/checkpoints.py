@@ -29,15 +29,16 @@ from musae_jax.models.folder import (
     refuse,
     save_tensors,
 )
-from musae_jax.models.hf_config import GENERIC
+from musae_jax.models.hf_config import GENERIC, LARGE
 from musae_jax.models.melody import MelodyConfig
-from musae_jax.models.musicgen import MusicGen, MusicGenConfig
+from musae_jax.models.musicgen import MusicGen, MusicGenConfig, Sampling
 from musae_jax.models.musicgen_table import musicgen_from_hf, musicgen_to_hf
 from musae_jax.models.precision import DTYPES
 from musae_jax.models.t5 import T5Config
 from musae_jax.models.tokens import read_tokenizer, write_tokenizer
 
 POCKET = Path(__file__).resolve().parent.parent / "pocket" / "weights"
+GENERATION = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
 DECODERS = {"musicgen": CROSS_ATTENDING, "musicgen_melody": PREFIXED}  # the decoder of each kind of checkpoint
 
@@ -89,7 +90,7 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
     folder = local_folder(source, "a hub id such as facebook/musicgen-small, or 'pocket'")
     if folder is not None:
         return folder
-    folder = fetch_model(source, revision)
+    folder = fetch_model(source, revision, [GENERATION])
     return folder if (folder / CONFIG).is_file() else fetch(source, (LM, CODEC), revision)
 
 
@@ -128,8 +129,24 @@ def read_config(folder: Path) -> MusicGenConfig:
         problems.append(f"decoder.vocab_size is {decoder.vocab_size} while the codec has {audio.codebook_size} entries")
     if audio.audio_channels != 1:
         problems.append(f"audio_encoder.audio_channels is {audio.audio_channels}, but MusicGen's codec is mono")
-    refuse(folder, problems)
-    return MusicGenConfig(text=text, audio=audio, decoder=decoder, melody=melody)
+    sampling, found = read_sampling(folder)
+    refuse(folder, [*problems, *found])
+    return MusicGenConfig(text=text, audio=audio, decoder=decoder, melody=melody, sampling=sampling)
+
+
+def read_sampling(folder: Path) -> tuple[Sampling, list[str]]:
+    """What a folder's generation_config.json, if there is one, says of sampling, and the problems found in it."""
+    values = read_object(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    known, problems = {}, []
+    for name, default in vars(Sampling()).items():
+        value = values.get(name)
+        if value is None:
+            continue
+        if type(value) in (int, float) and 0 <= value <= LARGE and type(default)(value) == value:
+            known[name] = type(default)(value)
+        else:
+            problems.append(f"{name} in {GENERATION} is {value!r}, not a number that {name} can be")
+    return Sampling(**known), problems
 
 
 def _write(folder: Path, mg: MusicGen, dtype: str, shard_bytes: int) -> None:
@@ -149,14 +166,13 @@ def _write(folder: Path, mg: MusicGen, dtype: str, shard_bytes: int) -> None:
     write_tokenizer(folder, mg.tokenizer, mg.config.text)
     c = mg.config.decoder
     write_json(
-        folder / "generation_config.json",
+        folder / GENERATION,
         {
             "bos_token_id": c.bos_token_id,
             "decoder_start_token_id": c.bos_token_id,
             "pad_token_id": c.pad_token_id,
             "do_sample": True,
-            "guidance_scale": 3.0,
-            "top_k": 250,
+            **dataclasses.asdict(mg.config.sampling),
             "max_length": mg.config.frames(10.0) + c.delays,
         },
     )

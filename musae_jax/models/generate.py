@@ -61,14 +61,14 @@ def generate(
     text: TextStates | None,
     key: jax.Array,
     seconds: float | Sequence[float] = 8.0,
-    guidance_scale: float = 3.0,
-    top_k: int = 250,
-    temperature: float = 1.0,
+    guidance_scale: float | None = None,
+    top_k: int | None = None,
+    temperature: float | None = None,
     edits: Edits | None = None,
     batch_size: int | None = None,
     audio: bool = True,
     *,
-    top_p: float = 1.0,
+    top_p: float | None = None,
     prompt: Any = None,
     melody: Any = None,
     two_pass: bool = False,
@@ -93,7 +93,8 @@ def generate(
     `key` is a typed key, or a key for each row: rows with the same key, prompt and settings give the same clip,
     whatever else is in the batch and (but for the last K − 1 frames) whatever its length. Beyond `window_seconds` the
     music is made in windows that begin every `stride_seconds` and keep what they share with the one before. A new edit
-    strength, guidance, temperature, top_p or key never compiles again. Defaults are audiocraft's.
+    strength, guidance, temperature, top_p or key never compiles again. What is None is the model's own
+    (`config.sampling`, from its generation_config.json, else audiocraft's).
 
     Raises:
       MusaeError: a setting out of range, or rows of text, prompts, keys and durations that do not match.
@@ -113,14 +114,14 @@ def generate_stream(
     text: TextStates | None,
     key: jax.Array,
     seconds: float | Sequence[float] = 8.0,
-    guidance_scale: float = 3.0,
-    top_k: int = 250,
-    temperature: float = 1.0,
+    guidance_scale: float | None = None,
+    top_k: int | None = None,
+    temperature: float | None = None,
     edits: Edits | None = None,
     batch_size: int | None = None,
     chunk_seconds: float = 1.0,
     *,
-    top_p: float = 1.0,
+    top_p: float | None = None,
     prompt: Any = None,
     melody: Any = None,
     two_pass: bool = False,
@@ -162,7 +163,11 @@ class _Run:
         self, config, params, text, key, seconds, guidance_scale, top_k, temperature, edits, batch_size, top_p, prompt,
         melody, two_pass, window_seconds, stride_seconds,
     ):  # fmt: skip
-        c = config.decoder
+        c, own = config.decoder, config.sampling
+        guidance_scale = own.guidance_scale if guidance_scale is None else guidance_scale
+        top_k = own.top_k if top_k is None else top_k
+        temperature = own.temperature if temperature is None else temperature
+        top_p = own.top_p if top_p is None else top_p
         self.config, self.params, self.mesh = config, params["decoder"], mesh_of(params)
         codes, known = (None, ()) if prompt is None else prompt_codes(config, params, prompt)
         given = condition_rows(config, text, melody, sound=True)

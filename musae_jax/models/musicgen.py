@@ -23,6 +23,16 @@ from musae_jax.models.tokens import tokenize
 
 
 @dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How `generate` samples unless told otherwise. Defaults are audiocraft's."""
+
+    guidance_scale: float = 3.0
+    top_k: int = 250
+    top_p: float = 1.0
+    temperature: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class MusicGenConfig:
     """The three parts' static configurations; hashable, so it can be a static argument of `jax.jit`. `melody` is None
     in a model that takes none."""
@@ -31,6 +41,7 @@ class MusicGenConfig:
     audio: encodec.EncodecConfig
     decoder: DecoderConfig
     melody: MelodyConfig | None = None
+    sampling: Sampling = Sampling()
 
     @property
     def sampling_rate(self) -> int:

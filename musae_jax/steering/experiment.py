@@ -42,9 +42,6 @@ class EffectsConfig:
     drift_clips: int = 4  # of those, on which the drift of predictions is measured
     sounds: int = 2  # of those, that are kept to be heard
     seconds: float = 4.0
-    guidance_scale: float = 3.0
-    top_k: int = 250
-    temperature: float = 1.0
     batch_size: int = 32  # rows generated together
     measures: tuple[str, ...] = CONCEPT_MEASURES  # the first of these that knows a name judges it
     level: float = 0.01  # of corrected p-values
@@ -102,7 +99,7 @@ def make_codes(one: Experiment, rows: Sequence[Row], out: Path, progress: Progre
     """
     mg, c = one.mg, one.config
     vectors = one.vectors(rows)
-    told = [c.seconds, c.guidance_scale, c.top_k, c.temperature, c.branches, c.batch_size, c.seed, _fingerprint(one)]
+    told = [c.seconds, *dataclasses.astuple(mg.config.sampling), c.branches, c.batch_size, c.seed, _fingerprint(one)]
     digest = hashlib.sha256(json.dumps([told, [dataclasses.astuple(row) for row in rows]]).encode())
     for layer in sorted(vectors):
         digest.update(np.ascontiguousarray(vectors[layer]).tobytes())
@@ -125,9 +122,6 @@ def make_codes(one: Experiment, rows: Sequence[Row], out: Path, progress: Progre
                 states.replace(states=states.states[which], mask=states.mask[which]),
                 keys[jnp.asarray([pairs.index((rows[i].prompt, rows[i].seed)) for i in full])],
                 seconds=c.seconds,
-                guidance_scale=c.guidance_scale,
-                top_k=c.top_k,
-                temperature=c.temperature,
                 edits=one.edits(vectors, full),
                 audio=False,
             )
@@ -171,9 +165,8 @@ def drift_of(
     def measure(both: np.ndarray) -> jax.Array:
         before, after = both.T
         edits = one.edits(vectors, after)
-        return prediction_drift(
-            mg.config, mg.params, codes[before], asked(before), asked(after), edits, c.guidance_scale
-        )
+        scale = mg.config.sampling.guidance_scale
+        return prediction_drift(mg.config, mg.params, codes[before], asked(before), asked(after), edits, scale)
 
     both = np.stack([plain, places], 1)
     return in_batches(measure, both, min(c.batch_size, len(both)))

@@ -1,6 +1,7 @@
 """Folders written by transformers and by us, and the ways in which a folder can be wrong."""
 
 import contextlib
+import dataclasses
 import json
 import pickle
 import re
@@ -18,7 +19,7 @@ from musae_jax.models.checkpoints import load_musicgen, save_musicgen
 from musae_jax.models.chroma import encode_melody
 from musae_jax.models.folder import CONFIG, INDEX, PICKLED, PICKLED_INDEX, WEIGHTS
 from musae_jax.models.generate import generate
-from musae_jax.models.musicgen import encode_text, forward
+from musae_jax.models.musicgen import Sampling, encode_text, forward
 from musae_jax.models.summary import describe_model
 
 torch = pytest.importorskip("torch")
@@ -121,6 +122,34 @@ def test_transformers_prepares_a_melody_by_a_folder_of_ours(pair, tmp_path):
     sound = np.random.default_rng(0).normal(size=30_000).astype(np.float32)
     inputs = processor(audio=sound, text=["slow piano"], sampling_rate=400, return_tensors="np")
     np.testing.assert_array_equal(inputs["input_features"], encode_melody(mg.config, sound[None]))
+
+
+def test_a_checkpoint_samples_as_its_generation_config_says(pair, tmp_path):
+    from transformers import GenerationConfig
+
+    mg, own = pair("even").ours, Sampling(guidance_scale=1.5, top_k=5, top_p=0.9, temperature=0.25)
+    assert mg.config.sampling == Sampling(guidance_scale=3.0, top_k=250, top_p=1.0, temperature=1.0)  # it says nothing
+    save_musicgen(tmp_path, mg.replace(config=dataclasses.replace(mg.config, sampling=own)))
+    theirs = GenerationConfig.from_pretrained(tmp_path)
+    assert Sampling(theirs.guidance_scale, theirs.top_k, theirs.top_p, theirs.temperature) == own and theirs.do_sample
+    again = load_musicgen(tmp_path)
+    assert again.config.sampling == own
+    text, key = encode_text(mg, IDS), jax.random.key(0)
+    by_itself, told, otherwise = (
+        generate(c, mg.params, text, key, 0.6, audio=False, **settings).codes
+        for c, settings in ((again.config, {}), (mg.config, vars(own)), (again.config, {"temperature": 2.0}))
+    )
+    np.testing.assert_array_equal(by_itself, told)
+    assert (np.asarray(otherwise) != np.asarray(told)).mean() > 0.2
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", -1), ("top_k", 2.5), ("top_p", "most"), ("top_k", True)])
+def test_sampling_that_cannot_be_is_refused(pair, tmp_path, name, value):
+    save_musicgen(tmp_path, pair("even").ours)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(MusaeError, match=f"{name} in generation_config.json is {value!r}, not a number"):
+        load_musicgen(tmp_path)
 
 
 def test_half_precision_file_and_parameters(pair, tmp_path):

@@ -22,7 +22,7 @@ from musae_jax.steering.listening import Listeners
 
 CONFIG = EffectsConfig(
     strengths=(-1.0, 0.5, 1.0), clips=4, calibration=2, drift_clips=2, sounds=1, seconds=0.6, batch_size=8,
-    resamples=50, top_k=0,
+    resamples=50,
 )  # fmt: skip
 TARGETS = [
     Target(2, "dynamics: loud", "fast", ("clap", "tagger"), ("", "slow piano")),
@@ -82,7 +82,7 @@ def test_a_row_is_what_generate_makes_of_its_vector(one, tmp_path, branches, how
     vector = np.asarray(edits.vectors[0])
     made = generate(
         one.mg.config, one.mg.params, encode_prompts(one.mg, ["slow piano"]),
-        jax.random.fold_in(jax.random.key(0), np.uint32(number))[None], seconds=0.6, top_k=0, audio=False,
+        jax.random.fold_in(jax.random.key(0), np.uint32(number))[None], seconds=0.6, audio=False,
         edits=experiment.Edits(vectors={0: np.stack([vector, vector * (branches == "both")])[:, None, None]}),
     )  # fmt: skip
     np.testing.assert_array_equal(made.codes[0], codes[at])
