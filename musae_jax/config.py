@@ -11,6 +11,10 @@ import yaml
 from musae_jax.errors import MusaeError
 from musae_jax.labels.llm.config import LLMConfig
 
+Arm = Literal["sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "probe", "pca", "prompt"]
+ARMS: tuple[Arm, ...] = ("sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "probe", "prompt")
+How = Literal["contrast", "add"]  # what a feature's vector is when it is steered
+
 
 @dataclass(frozen=True)
 class ComposeConfig:
@@ -198,12 +202,10 @@ class SteerConfig:
     """Text for the generated clips; empty: none, and captions."""
     captions: int = 1
     """How many of the composer's captions, which do not ask for the concept, are prompts in turn with none."""
-    how: Literal["contrast", "add"] = "contrast"
+    how: How = "contrast"
     """What is added. contrast: a vector towards the music in which the feature is strongest. add: its decoder row, as
     in the paper."""
-    arms: tuple[
-        Literal["sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "probe", "pca", "prompt"], ...
-    ] = ("sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "probe", "prompt")
+    arms: tuple[Arm, ...] = ARMS
     """What is put beside the unsteered clips; sae and random always are."""
     branches: Literal["conditional", "both"] = "conditional"
     """In which branches of guidance: conditional, so that guidance pulls towards the steered music, or both."""

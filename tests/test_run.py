@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -97,6 +98,19 @@ def test_every_stage_leaves_its_files(whole):
         assert found["named"] == sum(row["source"] == source for row in rows) and found["scored_by"] != source
     assert {"precision", "recall"} <= set(summary["overall"]) and len(summary["families"]) > 5
     assert summary["marked_on"] == {"clips": 10, "fresh": True}
+
+
+def test_the_tables_of_the_docs_are_made_from_a_runs_files(whole, capsys, monkeypatch, request):
+    script = str(request.config.rootpath / "scripts" / "figures.py")
+    monkeypatch.setattr(sys, "argv", [script, str(whole)])
+    runpy.run_path(script, run_name="__main__")
+    out = capsys.readouterr().out
+    measured = json.loads((whole / "sae" / HOOK / SAE / "metrics.json").read_text())
+    summary = json.loads((whole / "validation" / "summary.json").read_text())
+    assert f"| SAE's unexplained variance (FVU), held out | {measured['fvu']:.3f} |" in out
+    for source, found in summary["sources"].items():
+        assert f"| {source} | {found['named']} |" in out
+    assert f"| SAE | {summary['overall']['names']}, of " in out and "## Steering" in out
 
 
 def test_a_finished_run_is_left_alone_and_another_config_refused(whole, tiny_folder, capsys):

@@ -38,9 +38,7 @@ def write_examples(mg: MusicGen, folder: str | Path, seed: int = 0) -> Path:
         for n, one in enumerate(written)
     ]
     text = encode_text(mg, prompts)
-    played = np.asarray(
-        generate(config, mg.params, text, jax.random.key(seed), seconds=SECONDS, guidance_scale=3.0).audio
-    )
+    played = np.asarray(generate(config, mg.params, text, jax.random.key(seed), seconds=SECONDS).audio)
     composed = np.stack([render(one.score, config.sampling_rate) for one in written])
     through = in_batches(lambda x: decode_codes(config, mg.params, encode_audio(config, mg.params, x)), composed)
     for number, audio in enumerate(played, start=1):
@@ -51,8 +49,9 @@ def write_examples(mg: MusicGen, folder: str | Path, seed: int = 0) -> Path:
     lines = [f"{n}. [{prompt}]({n}.ogg)" for n, prompt in enumerate(prompts, start=1)]
     with atomic_path(folder / "README.md") as temporary:
         Path(temporary).write_text(
-            "# Six examples\n\nThe captions of the first six held-out clips as prompts, guidance 3, one seed, nothing"
-            f" picked by ear.\n\n{chr(10).join(lines)}\n\n![What was played beside what was composed]({PICTURE})\n",
+            "# Six examples\n\nThe captions of the first six held-out clips as prompts, guidance"
+            f" {config.sampling.guidance_scale:g}, one seed, nothing picked by ear.\n\n{chr(10).join(lines)}\n\n"
+            f"![What was played beside what was composed]({PICTURE})\n",
             encoding="utf-8",
         )
     return folder

@@ -95,7 +95,7 @@ def measure_obedience(
     mg: MusicGen, prompts: int, judge_clips: int, held_out_clips: int, seed: int, at: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     """For each of `QUESTIONS`: {"generated", "ci" (95 %), "asked" (prompts), "rendered", "codec" (what its judge makes
-    of music with known answers), "chance", "target"}. Guidance 3."""
+    of music with known answers), "chance", "target"}. Sampled as the model is by itself."""
     rate, size = mg.config.sampling_rate, mg.config.audio.codebook_size
     taught, taught_audio = _rendered(JUDGE_SEED, judge_clips, rate)
     known, known_audio = _rendered(JUDGE_HELD_OUT_SEED, held_out_clips, rate)
@@ -147,7 +147,7 @@ def _play(mg: MusicGen, prompts: int, seed: int) -> tuple[list[Style], np.ndarra
         batch = texts[start : start + PROMPTS_AT_A_TIME]
         text = encode_text(mg, batch + [""] * (PROMPTS_AT_A_TIME - len(batch)))
         key = jax.random.fold_in(jax.random.key(seed), start)
-        made = generate(mg.config, mg.params, text, key, seconds=SECONDS, guidance_scale=3.0)
+        made = generate(mg.config, mg.params, text, key, seconds=SECONDS)
         audio.append(np.asarray(made.audio)[: len(batch)])
         codes.append(np.asarray(made.codes)[: len(batch)])
     return styles, np.concatenate(audio), np.concatenate(codes)

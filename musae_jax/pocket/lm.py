@@ -278,30 +278,34 @@ def guess_codes(
     key: jax.Array,
     path: str | Path,
     progress: Callable[[int, int, str], None] | None = None,
-    guidance_scale: float = 3.0,
 ) -> np.ndarray:
     """What the model would have sampled in the place of each of `codes` [clips, K, T], given all real codes before it
     (of its own frame the lower codebooks): int16 of the same shape, kept in a .npy file. With the last caption of ids
-    and mask [clips, CAPTIONS, L], guided, for every second clip, without text for the others. It takes minutes, so a
-    killed run begins it again."""
+    and mask [clips, CAPTIONS, L], guided as the model is, for every second clip, without text for the others. It takes
+    minutes, so a killed run begins it again."""
     path = Path(path)
 
-    @jax.jit
-    def sample(params, codes, ids, mask, key):
-        text = text_states(config, params, ids, mask)
+    @partial(jax.jit, static_argnames=("told",))
+    def sample(params, codes, ids, mask, key, told: bool):
         longer = jnp.pad(codes, ((0, 0), (0, 0), (0, codes.shape[1])), mode="edge")  # until the last codebook's turn
-        asked, free = (forward(config, params, longer, each).logits for each in (text, None))
-        drawn = jax.random.categorical(key, free + guidance_scale * (asked - free))  # [B, K, P] of column p + 1
+        logits = forward(config, params, longer).logits
+        if told:
+            asked = forward(config, params, longer, text_states(config, params, ids, mask)).logits
+            logits += config.sampling.guidance_scale * (asked - logits)
+        drawn = jax.random.categorical(key, logits)  # [B, K, P], of column p + 1
         return undo_delay(jnp.pad(drawn, ((0, 0), (0, 0), (1, 0))), codes.shape[2])
 
-    def guess(rows: np.ndarray) -> jax.Array:
+    def guess(told: bool, rows: np.ndarray) -> jax.Array:
         if progress:
-            progress(int(rows[-1]) + 1, len(codes), "clips guessed")
-        read = mask[rows, -1] * (rows % 2)[:, None]
-        return sample(params, codes[rows].astype(np.int32), ids[rows, -1], read, jax.random.fold_in(key, rows[0]))
+            progress((int(rows[-1]) + told * len(codes)) // 2 + 1, len(codes), "clips guessed")
+        own = jax.random.fold_in(key, rows[0])
+        return sample(params, codes[rows].astype(np.int32), ids[rows, -1], mask[rows, -1], own, told)
 
     if not (path.exists() and np.load(path, mmap_mode="r").shape == codes.shape):
-        guessed = in_batches(guess, np.arange(len(codes)), 16).astype(np.int16)
+        guessed = np.empty(codes.shape, np.int16)
+        for told in (False, True):
+            rows = np.arange(int(told), len(codes), 2)
+            guessed[rows] = in_batches(partial(guess, told), rows, 16)
         with atomic_path(path) as temporary:
             np.save(temporary, guessed)
     return np.load(path)

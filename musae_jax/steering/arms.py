@@ -19,11 +19,12 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
+from musae_jax.config import How
 from musae_jax.models.edits import Edits
 from musae_jax.sae.sae import SAE
 from musae_jax.steering.directions import (
@@ -37,9 +38,6 @@ from musae_jax.steering.directions import (
     random_direction,
 )
 
-Arm = Literal["sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "probe", "pca", "prompt"]
-ARMS: tuple[Arm, ...] = ("sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "probe", "prompt")
-How = Literal["contrast", "add"]
 VECTORS = {"contrast": contrast_vectors, "add": feature_vectors}  # the feature's vector
 DOSED = ("sae", "random")  # made at every strength, the others at the one at which arms are compared
 FEWEST = 4  # clips or frames on either side of a contrast

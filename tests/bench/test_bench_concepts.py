@@ -1,6 +1,7 @@
 """`musae bench concepts` on a tiny run: figures that mean nothing, in the right places, beside every control."""
 
 import json
+import runpy
 
 import numpy as np
 import pytest
@@ -63,6 +64,15 @@ def test_what_is_not_found_is_sorted_by_reason(report):
     missing = [name for names in report["not_found"].values() for name in names]
     assert len(missing) == len(set(missing)) and set(missing) | found == {c.name for c in VOCABULARY}
     assert not set(missing) & found
+
+
+def test_the_table_of_the_docs_is_made_from_the_file(report, tmp_path, request):
+    (tmp_path / "concepts.json").write_text(json.dumps(report))
+    tables = runpy.run_path(str(request.config.rootpath / "scripts" / "figures.py"))["concept_tables"]
+    text = "\n".join(tables(tmp_path / "concepts.json"))
+    for kind, name in (("neurons", "neurons"), ("probe", "linear probe, the ceiling")):
+        assert f"| {name} | {100 * report['coverage'][kind]:.1f} % (" in text
+    assert f"told by the probe alone: {len(report['not_found']['told by the probe alone'])} (" in text
 
 
 def test_a_second_call_is_the_same_and_harvests_nothing(run, report, tmp_path, capsys):
