@@ -10,10 +10,7 @@ import yaml
 
 from musae_jax.errors import MusaeError
 from musae_jax.labels.llm.config import LLMConfig
-
-Arm = Literal["sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "probe", "pca", "prompt"]
-ARMS: tuple[Arm, ...] = ("sae", "random", "decoder", "inactive", "other_layer", "diff_in_means", "probe", "prompt")
-How = Literal["contrast", "add"]  # what a feature's vector is when it is steered
+from musae_jax.steering.choices import ARMS, Arm, How
 
 
 @dataclass(frozen=True)

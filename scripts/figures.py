@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from musae_jax.bench.concepts_report import KINDS
+from musae_jax.errors import MusaeError
 from musae_jax.files import read_json, read_json_lines
 from musae_jax.labels.evidence import interval
 from musae_jax.run import CONTROL, STAGES, open_run
@@ -102,7 +103,7 @@ def run_tables(folder: Path) -> Iterable[str]:
 
 
 def name_tables(folder: Path) -> Iterable[str]:
-    """Names: beside controls, by source, by family, and what the filter keeps."""
+    """Names: beside controls, by source, by family."""
     summary = read_json(folder / "validation" / "summary.json")
     confirmed = [row for row in read_json_lines(folder / "validation" / "names.jsonl") if row["passed"]]
     bearers = len({(row["hook"], row["feature"]) for row in confirmed if row["source"] != "truth"})
@@ -238,9 +239,12 @@ def main() -> None:
         "Concepts": concept_tables(flags.concepts) if flags.concepts else (),
         "Steering": steering_tables({"contrasts": flags.run, **({"decoder rows": flags.rows} if flags.rows else {})}),
     }
-    for title, lines in parts.items():
-        print(f"## {title}\n")
-        print("\n".join(lines))
+    try:
+        for title, lines in parts.items():
+            print(f"## {title}\n")
+            print("\n".join(lines))
+    except MusaeError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -145,7 +145,8 @@ def read_sampling(folder: Path) -> tuple[Sampling, list[str]]:
         if type(value) in (int, float) and 0 <= value <= LARGE and type(default)(value) == value:
             known[name] = type(default)(value)
         else:
-            problems.append(f"{name} in {GENERATION} is {value!r}, not a number that {name} can be")
+            number = "a whole number" if isinstance(default, int) else "a number"
+            problems.append(f"{name} in {GENERATION} is {value!r}, but it must be {number} from 0 up")
     return Sampling(**known), problems
 
 

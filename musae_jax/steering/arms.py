@@ -24,9 +24,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from musae_jax.config import How
 from musae_jax.models.edits import Edits
 from musae_jax.sae.sae import SAE
+from musae_jax.steering.choices import How
 from musae_jax.steering.directions import (
     contrast_vectors,
     difference_in_means,

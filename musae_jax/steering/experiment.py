@@ -14,7 +14,6 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from musae_jax.batching import in_batches
-from musae_jax.config import ARMS, How
 from musae_jax.errors import MusaeError
 from musae_jax.files import atomic_path
 from musae_jax.models.decoder import TextStates
@@ -23,6 +22,7 @@ from musae_jax.models.generate import generate
 from musae_jax.models.musicgen import MusicGen, decode_codes, encode_prompts
 from musae_jax.sae.sae import SAE
 from musae_jax.steering.arms import Row, pair_number, row_vectors
+from musae_jax.steering.choices import ARMS, How
 from musae_jax.steering.drift import prediction_drift
 from musae_jax.steering.measures import CONCEPT_MEASURES
 

@@ -148,7 +148,7 @@ def test_sampling_that_cannot_be_is_refused(pair, tmp_path, name, value):
     save_musicgen(tmp_path, pair("even").ours)
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
-    with pytest.raises(MusaeError, match=f"{name} in generation_config.json is {value!r}, not a number"):
+    with pytest.raises(MusaeError, match=f"{name} in generation_config.json is {value!r}, but it must be a"):
         load_musicgen(tmp_path)
 
 
