@@ -1,4 +1,4 @@
-"""The words of a steering experiment, apart from its numerics, so that flags can list them without loading JAX."""
+"""What can be chosen of a steering experiment; the flags list it, so it lies apart from the numerics."""
 
 from typing import Literal
 
