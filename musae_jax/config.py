@@ -51,11 +51,11 @@ class TrainConfig:
 
     architecture: Literal["batch_topk", "topk", "jumprelu", "relu", "gated"] = "batch_topk"
     """How features are chosen; with group_fractions each of them is also Matryoshka, batch_topk by itself."""
-    d_sae: int = 2048
-    """Features."""
+    d_sae: int | None = None
+    """Features; by default the least power of two that is at least twice the stream's width (512 for the pocket)."""
     k: int = 32
     """Features active at a position, on average; relu and gated have l1_coefficient instead."""
-    steps: int = 1000
+    steps: int = 3000
     """Optimiser steps."""
     batch_size: int = 2048
     """Positions in a step."""
@@ -100,8 +100,8 @@ class TrainConfig:
     dead_after_tokens: int | None = None
     """A feature is dead after so many positions without firing."""
     group_fractions: tuple[float, ...] | None = None
-    """Matryoshka: shares of the features in each nested group, [] for no nesting. By default 1/32, 3/32, 3/8 and 1/2
-    with batch_topk of 32 features or more, which finds more concepts so, and no nesting else."""
+    """Matryoshka: shares of the features in each nested group, [] for no nesting. By default 1/8, 1/8, 1/4 and 1/2
+    with batch_topk of 8 features or more, which finds more concepts so, and no nesting else."""
     center: Literal["mean", "geometric_median", "none"] | None = None
     """What is subtracted from activations."""
     scale: bool | None = None

@@ -85,7 +85,7 @@ class Run:
     @property
     def name(self) -> str:
         """The SAE's folder name."""
-        return recipe_name(self.config.train)
+        return recipe_name(self.config.train, self.model.config.decoder.hidden_size)
 
     def sae_folder(self, layer: int, control: bool = False) -> Path:
         return self.folder / "sae" / hook_name(layer) / (f"{self.name}-{CONTROL}" if control else self.name)

@@ -50,7 +50,8 @@ def write_examples(mg: MusicGen, folder: str | Path, seed: int = 0) -> Path:
     with atomic_path(folder / "README.md") as temporary:
         Path(temporary).write_text(
             "# Six examples\n\nThe captions of the first six held-out clips as prompts, guidance"
-            f" {config.sampling.guidance_scale:g}, one seed, nothing picked by ear.\n\n{chr(10).join(lines)}\n\n"
+            f" {config.sampling.guidance_scale:g}, top-p {config.sampling.top_p:g}, one seed, nothing picked by ear."
+            f"\n\n{chr(10).join(lines)}\n\n"
             f"![What was played beside what was composed]({PICTURE})\n",
             encoding="utf-8",
         )

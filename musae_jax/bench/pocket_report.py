@@ -72,7 +72,8 @@ def pocket_rows(figures: dict[str, Any]) -> list[dict[str, Any]]:
     add("size, MB", f"{use['megabytes']:.1f}", "", "40", use["megabytes"] <= 40)
     add(
         "speed, seconds of sound a second", f"{use['times_real_time']:.1f}",
-        f"one prompt, guidance {use['guidance']:g}", "1 on 2 CPU cores", use["times_real_time"] >= 1,
+        f"one prompt, guidance {use['guidance']:g}, top-p {use['top_p']:g}", "1 on 2 CPU cores",
+        use["times_real_time"] >= 1,
     )  # fmt: skip
     return rows
 

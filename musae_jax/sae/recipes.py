@@ -1,6 +1,7 @@
 """The architectures that can be trained, by the name that flags and YAML files use."""
 
 import dataclasses
+import math
 
 from musae_jax.config import TrainConfig
 from musae_jax.errors import MusaeError
@@ -16,7 +17,8 @@ RECIPES: dict[str, type[Recipe]] = {
 }
 
 
-NESTED = (1 / 32, 3 / 32, 3 / 8, 1 / 2)  # of batch_topk unless told otherwise; docs/concepts.md has what it is worth
+# Of batch_topk unless told otherwise, each group as large as all before it; docs/concepts.md has what it is worth.
+NESTED = (1 / 8, 1 / 8, 1 / 4, 1 / 2)
 
 # Of TrainConfig, but not of how one SAE is trained.
 _AROUND = ("architecture", "drop_start", "splice_clips", "log", "model_parallel")
@@ -33,7 +35,8 @@ def train_recipe(config: TrainConfig, d_in: int, seed: int) -> Recipe:
     asked = {name: value for name, value in vars(config).items() if name not in _AROUND}
     if "k" not in known:
         del asked["k"]
-    if config.group_fractions is None and config.architecture == "batch_topk" and config.d_sae >= 1 / NESTED[0]:
+    asked["d_sae"] = config.d_sae if config.d_sae is not None else 2 ** math.ceil(math.log2(2 * d_in))
+    if config.group_fractions is None and config.architecture == "batch_topk" and asked["d_sae"] >= 1 / NESTED[0]:
         asked["group_fractions"] = NESTED
     asked = {name: value for name, value in asked.items() if value is not None}
     if unknown := sorted(set(asked) - known):
@@ -44,9 +47,9 @@ def train_recipe(config: TrainConfig, d_in: int, seed: int) -> Recipe:
     return recipe(d_in=d_in, seed=seed, **asked)
 
 
-def recipe_name(config: TrainConfig) -> str:
-    """The name of the SAE's folder, as in matryoshka-batchtopk-2048-k32."""
-    recipe = train_recipe(config, d_in=1, seed=0)
+def recipe_name(config: TrainConfig, d_in: int) -> str:
+    """The name of the SAE's folder, as in matryoshka-batchtopk-512-k32."""
+    recipe = train_recipe(config, d_in, seed=0)
     nested = "matryoshka-" if recipe.group_fractions else ""
     sparsity = f"k{recipe.k}" if hasattr(recipe, "k") else f"l1-{recipe.l1_coefficient:g}"
     return f"{nested}{recipe.architecture.replace('_', '')}-{recipe.d_sae}-{sparsity}"

@@ -37,23 +37,26 @@ def test_there_is_a_preset_for_every_architecture():
 
 
 def test_names_say_what_the_sae_is():
-    assert recipe_name(TrainConfig()) == "matryoshka-batchtopk-2048-k32"
-    assert recipe_name(TrainConfig(group_fractions=())) == "batchtopk-2048-k32"
-    assert recipe_name(TrainConfig(d_sae=31, k=4)) == "batchtopk-31-k4"
-    assert recipe_name(TrainConfig("topk")) == "topk-2048-k32"
-    assert recipe_name(TrainConfig("topk", 64, 8, group_fractions=(0.5, 0.5))) == "matryoshka-topk-64-k8"
-    assert recipe_name(TrainConfig("gated", 64, l1_coefficient=0.25)) == "gated-64-l1-0.25"
+    def name(*args, width=192, **settings) -> str:
+        return recipe_name(TrainConfig(*args, **settings), width)
+
+    assert name() == "matryoshka-batchtopk-512-k32"
+    assert [name("topk", width=width) for width in (64, 65, 1024)] == ["topk-128-k32", "topk-256-k32", "topk-2048-k32"]
+    assert name(group_fractions=()) == "batchtopk-512-k32"
+    assert name(d_sae=7, k=4) == "batchtopk-7-k4"
+    assert name("topk", 64, 8, group_fractions=(0.5, 0.5)) == "matryoshka-topk-64-k8"
+    assert name("gated", 64, l1_coefficient=0.25) == "gated-64-l1-0.25"
 
 
 def test_lists_of_active_latents_are_for_rules_that_limit_them():
     with pytest.raises(MusaeError, match="sparse is set, but a relu SAE does not limit its active latents"):
-        train_recipe(TrainConfig("relu", sparse=True), 8, 0)
-    assert train_recipe(TrainConfig("topk", sparse=True), 8, 0).sparse_used
+        train_recipe(TrainConfig("relu", sparse=True), 64, 0)
+    assert train_recipe(TrainConfig("topk", sparse=True), 64, 0).sparse_used
 
 
 def test_a_field_of_another_architecture_is_refused():
     with pytest.raises(MusaeError, match="bandwidth of train is set, but the architecture topk has no such field"):
-        train_recipe(TrainConfig("topk", bandwidth=1.0), 8, 0)
+        train_recipe(TrainConfig("topk", bandwidth=1.0), 64, 0)
 
 
 @pytest.mark.parametrize(
