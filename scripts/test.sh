@@ -11,4 +11,5 @@ python -c "import torch" 2>/dev/null || python -m pip install --quiet "torch==2.
 python -m pip install --quiet --editable ".[test]"
 
 echo "Running the tests"
-exec python -m pytest -n 2 "$@"
+# a file stays with one process, so that what its tests share is made and compiled once
+exec python -m pytest -n 2 --dist loadfile "$@"

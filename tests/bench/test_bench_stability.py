@@ -33,7 +33,7 @@ def test_rows_stand_beside_chance_and_a_second_call_trains_nothing(run, tmp_path
     }
     assert all(row["peer_name"] == "random directions" for row in rows.values())
     assert rows["above_0.9"]["ours"] <= rows["above_0.7"]["ours"] and 0 < rows["cosine"]["peer"] < 1
-    folder = run.folder / "stability" / "blocks.1.resid_post" / "batchtopk-20-k4"
+    folder = run.folder / "stability" / "blocks.1.resid_post" / "matryoshka-batchtopk-20-k4"
     assert sorted(path.name for path in folder.iterdir()) == ["seed-0", "seed-1"]
     first, second = ((folder / f"seed-{n}" / "sae_weights.safetensors").read_bytes() for n in (0, 1))
     assert first != second
