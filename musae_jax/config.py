@@ -246,9 +246,9 @@ class GenerateConfig:
 
     musae generate "piano" --seconds 120 --out - | ffplay -nodisp -
 
-    musae generate "piano" --sae runs/pocket --steer 740=0.5 367=-0.5 --out steered.wav
+    musae generate "piano" --sae runs/pocket --steer 23=0.5 192=-0.5 --out steered.wav
 
-    musae generate "piano" --sae runs/pocket --steer 740=0.8 --steer-how hold --schedule sections:2-6 --out held.wav
+    musae generate "piano" --sae runs/pocket --steer 23=0.8 --steer-how hold --schedule sections:2-6 --out held.wav
     """
 
     out: Path
@@ -298,7 +298,7 @@ class GenerateConfig:
     """When, in seconds of the new music; always, if not given. ramp:0-4 grows from nothing at 0 s to all at 4 s.
     decay:2 halves every 2 s. sections:0-2,6-8 is on in these spans (softly with :fade=0.5 after them). onsets:0.5,1.2
     are pulses there, beats:120 on every beat at 120 a minute (both take :half-life=0.1, beats also :first=0.3). One for
-    all features, FEATURE:SCHEDULE for one of them, as in 740:ramp:0-4."""
+    all features, FEATURE:SCHEDULE for one of them, as in 23:ramp:0-4."""
     branches: Literal["both", "conditional", "unconditional"] | None = None
     """Which branches of guidance are steered: that which hears the prompt, that which does not, or both. By default
     that which hears it, so that guidance pulls towards the steered music; without a prompt there is but one."""

@@ -21,7 +21,7 @@ OPERATIONS = {"contrast": steer_contrast, "add": steer, "clamp": clamp, "scale":
 
 
 def read_strengths(requests: Iterable[str], how: str | None = None) -> dict[int, float]:
-    """{feature: strength} from texts such as "740=1" and "367=-0.5", or both in one with a comma; to "ablate", from
+    """{feature: strength} from texts such as "23=1" and "192=-0.5", or both in one with a comma; to "ablate", from
     features alone, {feature: 0}.
 
     Raises:
@@ -33,7 +33,7 @@ def read_strengths(requests: Iterable[str], how: str | None = None) -> dict[int,
         try:
             number, value = int(feature), float(strength)
         except ValueError:
-            form = "FEATURE alone to ablate it" if how == "ablate" else "FEATURE=STRENGTH, such as 740=1 or 367=-0.5"
+            form = "FEATURE alone to ablate it" if how == "ablate" else "FEATURE=STRENGTH, such as 23=1 or 192=-0.5"
             raise MusaeError(f"--steer was given {request!r}; write {form}, and prompts before it") from None
         if number in strengths:
             raise MusaeError(f"--steer names feature {number} more than once; give it one strength")
