@@ -3,7 +3,6 @@
 import os
 
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # the command's cache is tested in processes of its own
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # compiling these small programs is most of the time
 
 from pathlib import Path
 
@@ -35,6 +34,13 @@ TINY = MusicGenConfig(
         pad_token_id=16, bos_token_id=16,
     ),
 )  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Little optimisation by the compiler: of small programs compiling is most of the cost, but in tests marked so."""
+    heavy = any(item.get_closest_marker(name) for name in ("heavy", "slow"))
+    jax.config.update("jax_disable_most_optimizations", not heavy)
 
 
 @pytest.fixture(scope="module", autouse=True)

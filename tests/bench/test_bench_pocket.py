@@ -15,6 +15,8 @@ from musae_jax.compose.composer import compose
 from musae_jax.compose.render import render
 from musae_jax.validation.judge import PARTS, columns, hear
 
+pytestmark = pytest.mark.heavy
+
 SMALL = PocketBench(
     held_out_clips=8, training_clips=8, recurrent_steps=3, samples=8, prompts=32, judge_clips=64,
     judge_held_out_clips=32,

@@ -16,6 +16,8 @@ from musae_jax.models.clap_checkpoints import load_clap
 from musae_jax.pocket import CLAP, TAGGERS
 from musae_jax.pocket.corpus import HELD_OUT_SEED, composition
 
+pytestmark = pytest.mark.heavy
+
 RATE = 16_000
 CLIPS = [str(index) for index in range(12)]
 

@@ -16,6 +16,8 @@ from musae_jax.pocket import clap, codec, tagger
 from musae_jax.pocket.corpus import composition, open_bank
 from musae_jax.pocket.ears import EarBank, open_ear_bank
 
+pytestmark = pytest.mark.heavy
+
 SECONDS, SEED = 3.0, 1
 TINY_TAGGER = dataclasses.replace(
     tagger.TAGGER, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64

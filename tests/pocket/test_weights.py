@@ -14,6 +14,8 @@ from musae_jax.pocket.corpus import HELD_OUT_SEED, composition, styles
 from musae_jax.pocket.lm import corpus_tokens, evaluate
 from musae_jax.validation.judge import judge_probabilities, load_judge
 
+pytestmark = pytest.mark.heavy
+
 HELD_OUT = range(0, 96, 4)  # of the clips that the card was measured on
 
 
