@@ -38,9 +38,13 @@ TINY = MusicGenConfig(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Little optimisation by the compiler: of small programs compiling is most of the cost, but in tests marked so."""
-    heavy = any(item.get_closest_marker(name) for name in ("heavy", "slow"))
-    jax.config.update("jax_disable_most_optimizations", not heavy)
+    """Little optimisation by the compiler: of small programs compiling is most of the cost, but in tests marked so.
+
+    The processes that a test starts are told the same: their results are compared with this one's bit for bit.
+    """
+    light = not any(item.get_closest_marker(name) for name in ("heavy", "slow"))
+    jax.config.update("jax_disable_most_optimizations", light)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(light)
 
 
 @pytest.fixture(scope="module", autouse=True)
