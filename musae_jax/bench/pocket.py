@@ -39,19 +39,17 @@ class PocketBench:
     """The size of the benchmark.
 
     Attributes:
-      held_out_clips: that prediction and codec are measured on.
+      held_out_clips: that prediction and codec are measured on, and samples compared with as many.
       training_clips: that the counts and the recurrent net learn from.
       recurrent_steps: of the recurrent net.
-      samples: unconditional ones.
       prompts: that obedience is measured on.
       judge_clips, judge_held_out_clips: rendered clips that judges are fitted on, and that they are tried on.
       seed: of what is generated.
     """
 
-    held_out_clips: int = 96
+    held_out_clips: int = 256
     training_clips: int = 1000
     recurrent_steps: int = 600
-    samples: int = 64
     prompts: int = 640
     judge_clips: int = 1200
     judge_held_out_clips: int = 256
@@ -84,7 +82,7 @@ def measure_pocket(mg: MusicGen, bench: PocketBench | None = None, progress: Pro
     at("baselines")
     figures["prediction"]["recurrent"] = recurrent_nats(trained, codes, size, bench.recurrent_steps)
     at("recurrent net")
-    figures["samples"] = measure_samples(mg, codes[: bench.samples], jax.random.key(bench.seed))
+    figures["samples"] = measure_samples(mg, codes, jax.random.key(bench.seed))
     at("samples")
     figures["obedience"] = measure_obedience(
         mg, bench.prompts, bench.judge_clips, bench.judge_held_out_clips, bench.seed, at

@@ -46,11 +46,12 @@ def pocket_rows(figures: dict[str, Any]) -> list[dict[str, Any]]:
     )
     for name, unit in UNITS.items():
         one = figures["samples"][name]
+        off, low, high = (f"{100 * (ratio - 1):+.0f} %" for ratio in (one["ratio"], *one["ci"]))
         add(
             f"{name.replace('_', ' ')} of unconditional samples",
             f"{one['samples']:.2f}{unit}",
             f"real music through the codec {one['codec']:.2f}, random codes {one['random_codes']:.2f}",
-            f"within 10 % of real music ({100 * (one['ratio'] - 1):+.0f} %)",
+            f"within 10 % of real music ({off}; {low} to {high})",
             abs(one["ratio"] - 1) <= 0.1,
         )
     for name in QUESTIONS:

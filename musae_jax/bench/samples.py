@@ -1,16 +1,21 @@
 """What unconditional samples sound like, beside real music through the codec and beside random codes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from musae_jax.batching import in_batches
 from musae_jax.labels.descriptors import COLUMNS, describe
+from musae_jax.labels.evidence import interval
 from musae_jax.labels.spectra import CHROMA_WINDOW, chroma_filter
 from musae_jax.models.generate import generate
 from musae_jax.models.musicgen import MusicGen, decode_codes
 from musae_jax.pocket.spectral import magnitudes
+from musae_jax.steering.comparisons import resampled_means
 
+SAMPLES_AT_A_TIME = 64
 DIATONIC = (0, 2, 4, 5, 7, 9, 11)
 
 
@@ -47,23 +52,33 @@ def onset_rate(audio: np.ndarray) -> np.ndarray:
 MEASURES = {"diatonic_mass": diatonic_mass, "onset_rate": onset_rate, "chroma_entropy": chroma_entropy}
 
 
-def measure_samples(mg: MusicGen, real: np.ndarray, key: jax.Array) -> dict[str, dict[str, float]]:
+def measure_samples(mg: MusicGen, real: np.ndarray, key: jax.Array) -> dict[str, dict[str, Any]]:
     """Means of `MEASURES` over unconditional samples as many and as long as the codes of `real` music [n, K, T].
 
-    Each measure gives {"samples", "codec", "random_codes", "ratio"}: of the model's samples, of the real music decoded,
-    of codes drawn at random, and samples to codec.
+    Each measure gives {"samples", "codec", "random_codes", "ratio", "ci"}: of the model's samples, of the real music
+    decoded, of codes drawn at random, samples to codec, and its 95 % interval over both.
     """
     count, codebooks, frames = real.shape
     keys = jax.random.split(key)
-    made = generate(mg.config, mg.params, None, keys[0], seconds=frames / mg.config.frame_rate, batch_size=count)
     random = jax.random.randint(keys[1], (count, codebooks, frames), 0, mg.config.decoder.vocab_size)
-    sounds = {
-        "samples": np.asarray(made.audio),
-        "codec": in_batches(lambda c: decode_codes(mg.config, mg.params, c), real),
-        "random_codes": in_batches(lambda c: decode_codes(mg.config, mg.params, c), np.asarray(random)),
-    }
+    codes = {"samples": _sampled(mg, count, frames, keys[0]), "codec": real, "random_codes": np.asarray(random)}
+    sounds = {where: in_batches(lambda c: decode_codes(mg.config, mg.params, c), of) for where, of in codes.items()}
     out = {}
     for name, measure in MEASURES.items():
-        means = {where: float(measure(audio).mean()) for where, audio in sounds.items()}
-        out[name] = {**means, "ratio": means["samples"] / means["codec"]}
+        values = {where: measure(audio) for where, audio in sounds.items()}
+        means = {where: float(of.mean()) for where, of in values.items()}
+        draws = [resampled_means(values[where], seed=seed) for seed, where in enumerate(("samples", "codec"))]
+        out[name] = {**means, "ratio": means["samples"] / means["codec"], "ci": interval(draws[0] / draws[1])}
     return out
+
+
+def _sampled(mg: MusicGen, count: int, frames: int, key: jax.Array) -> np.ndarray:
+    """Codes of `count` unconditional samples, int32 [count, K, frames]."""
+    codes = []
+    for start in range(0, count, SAMPLES_AT_A_TIME):
+        made = generate(
+            mg.config, mg.params, None, jax.random.fold_in(key, start), seconds=frames / mg.config.frame_rate,
+            batch_size=min(count, SAMPLES_AT_A_TIME), audio=False,
+        )  # fmt: skip
+        codes.append(np.asarray(made.codes))
+    return np.concatenate(codes)[:count]

@@ -44,9 +44,14 @@ def cohens_d(differences: Any) -> float | None:
 
 def bootstrap(values: Any, resamples: int = 2000, seed: int = 0) -> list[float]:
     """The 95 % percentile interval of the mean of values [n]: [low, high]."""
+    return interval(resampled_means(values, resamples, seed))
+
+
+def resampled_means(values: Any, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """The means of values [n] drawn again with replacement, [resamples]."""
     values = np.asarray(values, float)
     draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    return interval(values[draws].mean(1))
+    return values[draws].mean(1)
 
 
 def compare(differences: Any, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
