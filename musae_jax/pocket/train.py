@@ -48,7 +48,7 @@ POCKET = MusicGenConfig(
         max_position_embeddings=2048,
     ),
     # at guidance 3 more drums are heard where none are asked, at top-p 1 more onsets than in real music (see the card)
-    sampling=Sampling(guidance_scale=2.0, top_p=0.9),
+    sampling=Sampling(guidance_scale=2.0),
 )
 
 
