@@ -44,7 +44,7 @@ class CodecTraining:
 def init_state(config: EncodecConfig, training: CodecTraining) -> dict:
     """The whole training state as one pytree of arrays."""
     drawn = random_encodec(config, jax.random.key(training.seed))
-    head = {"kernel": jnp.zeros((config.hidden_size, ROLL)), "bias": jnp.full((ROLL,), -3.0)}
+    head = {"kernel": jnp.zeros((config.hidden_size, ROLL)), "bias": jnp.full(ROLL, -3.0, jnp.float32)}
     params = {"encoder": drawn["encoder"], "decoder": drawn["decoder"], "notes": head}
     shape = (config.num_quantizers, config.codebook_size, config.hidden_size)
     return {
@@ -194,24 +194,26 @@ def draw_batch(bank: Bank, config: EncodecConfig, batch: int, frames: int, rng: 
     return audio.astype(np.float32) / 32767, roll.astype(np.float32)
 
 
+@partial(jax.jit, static_argnames="config")
+def _measure(params, codebooks, audio, config: EncodecConfig):
+    """SI-SDR and log-mel distance [B] of audio [B, S] with and without quantisation, and its codes [B, K, T]."""
+    latents = EncodecEncoder(config).apply({"params": params["encoder"]}, audio[..., None])
+    codes, _, chosen = _residual_quantize(codebooks, latents)
+    out = {}
+    for name, z in (("continuous", latents), ("quantised", chosen.sum(0))):
+        heard = EncodecDecoder(config).apply({"params": params["decoder"]}, z)[..., 0]
+        out[f"si_sdr_{name}"] = si_sdr(heard, audio)
+        out[f"log_mel_db_{name}"] = log_mel_distance(heard, audio, config.sampling_rate)
+    return out, codes
+
+
 def evaluate(state: dict, config: EncodecConfig, bank: Bank, clips: int = 32) -> dict[str, float]:
     """Held-out figures: SI-SDR and log-mel distance with and without quantisation, and how the codebooks are used."""
-
-    @jax.jit
-    def measure(params, codebooks, audio):
-        latents = EncodecEncoder(config).apply({"params": params["encoder"]}, audio[..., None])
-        codes, _, chosen = _residual_quantize(codebooks, latents)
-        out = {}
-        for name, z in (("continuous", latents), ("quantised", chosen.sum(0))):
-            heard = EncodecDecoder(config).apply({"params": params["decoder"]}, z)[..., 0]
-            out[f"si_sdr_{name}"] = si_sdr(heard, audio)
-            out[f"log_mel_db_{name}"] = log_mel_distance(heard, audio, config.sampling_rate)
-        return out, codes
 
     results, codes = [], []
     for start in range(0, min(clips, len(bank.audio)), 8):
         audio = bank.audio[start : start + 8].astype(np.float32) / 32767
-        out, chosen = measure(state["params"], state["codebooks"], audio)
+        out, chosen = _measure(state["params"], state["codebooks"], audio, config)
         results.append(jax.tree.map(lambda x: np.asarray(x), out))
         codes.append(np.asarray(chosen))
     figures = {name: float(np.mean([r[name] for r in results])) for name in results[0]}

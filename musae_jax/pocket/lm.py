@@ -221,17 +221,22 @@ def _count(seen: np.ndarray, asked: np.ndarray) -> np.ndarray:
     return np.where(values[places] == asked, counts[places], 0)
 
 
+@partial(jax.jit, static_argnames="config")
+def _nats(params, codes, ids, mask, config: MusicGenConfig):
+    """Cross-entropy per codebook [K], see `losses`."""
+    return losses(config, params, codes, ids, mask)[0]
+
+
 def evaluate(
     config: MusicGenConfig, params: dict, codes: np.ndarray, ids: np.ndarray, mask: np.ndarray
 ) -> dict[str, list[float]]:
     """Held-out nats per codebook with the first caption and without text, over all clips in batches of 8."""
-    measure = jax.jit(lambda *args: losses(config, *args)[0])
     out = {"with_text": [], "without_text": []}
     for start in range(0, len(codes) - len(codes) % 8, 8):
         rows = slice(start, start + 8)
         batch = jnp.asarray(codes[rows], jnp.int32)
-        out["with_text"].append(measure(params, batch, ids[rows, 0], mask[rows, 0]))
-        out["without_text"].append(measure(params, batch, ids[rows, 0], np.zeros_like(mask[rows, 0])))
+        out["with_text"].append(_nats(params, batch, ids[rows, 0], mask[rows, 0], config))
+        out["without_text"].append(_nats(params, batch, ids[rows, 0], np.zeros_like(mask[rows, 0]), config))
     return {name: np.mean(values, 0).tolist() for name, values in out.items()}
 
 

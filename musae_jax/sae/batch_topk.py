@@ -70,7 +70,7 @@ class BatchTopKConfig(Recipe):
 
     def inference_params(self, params: Params, memory: Memory, scale: jax.Array) -> Params:
         threshold = memory["threshold_mean"] / jnp.maximum(memory["threshold_weight"], 1e-12)
-        return {"b_enc": params["b_enc"] * scale, "threshold": jnp.full(self.d_sae, threshold * scale)}
+        return {"b_enc": params["b_enc"] * scale, "threshold": jnp.full(self.d_sae, threshold * scale, jnp.float32)}
 
 
 def batch_threshold(values: jax.Array, count: Any, guess: jax.Array, tolerance: float = 0.0) -> jax.Array:

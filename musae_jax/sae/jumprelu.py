@@ -65,7 +65,7 @@ class JumpReLUConfig(Recipe):
         return self.threshold_lr if self.threshold_lr is not None else max(1e-3, self.lr_used)
 
     def extra_params(self) -> Params:
-        return {"log_threshold": jnp.full(self.d_sae, jnp.log(self.threshold_init_used))}
+        return {"log_threshold": jnp.full(self.d_sae, jnp.log(self.threshold_init_used), jnp.float32)}
 
     def activate(self, params: Params, pre: jax.Array, knobs: Knobs, memory: Memory, count: Any) -> Any:
         threshold = jnp.exp(params["log_threshold"])

@@ -18,7 +18,7 @@ from musae_jax.validation.judge import PARTS, columns, hear
 pytestmark = pytest.mark.heavy
 
 SMALL = PocketBench(
-    held_out_clips=8, training_clips=8, recurrent_steps=3, prompts=32, judge_clips=64, judge_held_out_clips=32,
+    held_out_clips=8, training_clips=8, recurrent_steps=3, prompts=32, judge_clips=48, judge_held_out_clips=8,
 )  # fmt: skip
 
 

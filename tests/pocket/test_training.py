@@ -79,8 +79,9 @@ def test_codebooks_are_running_means_and_dead_codes_move():
 
 
 def test_a_killed_codec_training_ends_as_an_unbroken_one(tiny_config, bank, tmp_path):
-    config, rows = tiny_config.audio, []
+    config, rows, compiled = tiny_config.audio, [], codec.train_step._cache_size()
     whole = codec.train_codec(config, TRAINING, bank, bank, tmp_path / "whole", rows.append, save_every=2)
+    assert codec.train_step._cache_size() == compiled + 2  # without and with quantisation
     assert {"si_sdr_quantised", "log_mel_db_continuous", "used_1"} <= set(rows[-1]["held_out"])
 
     def die(done, total, unit):
@@ -349,8 +350,10 @@ def test_the_language_model_learns_one_batch_by_heart(tiny_config):
     )
     state = lm.init_state(tiny_config, training)
     batch = lm.Batch(codes, ids, np.ones_like(ids), planning.plan(known_scores(2, 32), np.arange(2), 32))
+    compiled = lm.train_step._cache_size()
     for _ in range(150):
         state, figures = lm.train_step(state, batch, tiny_config, training)
+    assert lm.train_step._cache_size() == compiled + 1  # a step leaves the kind of state that it takes
     nats = figures["nats"]
     # what is left: which of the two clips begins, ln 2 at the first of 33 positions, which weighs four times as much
     assert 0.01 < float(nats[0]) < 0.05 and float(nats[1]) < 0.02
