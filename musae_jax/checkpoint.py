@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from musae_jax.errors import MusaeError
@@ -32,7 +33,7 @@ class TrainingCheckpoints:
         return self._manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
 
     def restore(self, template: Any) -> tuple[int, Any]:
-        """(step, state) of the newest checkpoint; `template` has the shapes and dtypes of the state.
+        """(step, state) of the newest checkpoint; `template` is a state of the same training.
 
         Raises:
           MusaeError: the checkpoint is of another state, or damaged.
@@ -46,8 +47,13 @@ class TrainingCheckpoints:
                 f"{self._manager.directory} holds the state of another training, or a damaged one; delete it, "
                 "or choose another folder"
             ) from error
-        # copied, because a training step gives its state's buffers away and orbax's may be shared
-        return step, jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), restored["state"])
+        return step, jax.tree.map(_as_before, restored["state"], template)
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _as_before(leaf: jax.Array, before: jax.Array) -> jax.Array:
+    """A copy, because a training step gives its state's buffers away and orbax's may be shared; bound to a device where
+    the state before was, or the step would be compiled again for a state of another kind."""
+    return jnp.array(leaf if before.committed else np.asarray(leaf), copy=True)

@@ -11,5 +11,6 @@ python -c "import torch" 2>/dev/null || python -m pip install --quiet "torch==2.
 python -m pip install --quiet --editable ".[test]"
 
 echo "Running the tests"
-# a file stays with one process, so that what its tests share is made and compiled once
-exec python -m pytest -n 2 --dist loadfile "$@"
+# a file stays with one process, so that what its tests share is made and compiled once, and files go in their order:
+# by number of tests, which xdist would take, the longest come last and one process waits for the other
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
