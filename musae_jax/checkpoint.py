@@ -33,7 +33,7 @@ class TrainingCheckpoints:
         return self._manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
 
     def restore(self, template: Any) -> tuple[int, Any]:
-        """(step, state) of the newest checkpoint; `template` is a state of the same training.
+        """(step, state) of the newest checkpoint; `template` is a state of the same training, in jax arrays.
 
         Raises:
           MusaeError: the checkpoint is of another state, or damaged.

@@ -46,7 +46,7 @@ def pocket_rows(figures: dict[str, Any]) -> list[dict[str, Any]]:
     )
     for name, unit in UNITS.items():
         one = figures["samples"][name]
-        off, low, high = (f"{100 * (ratio - 1):+.0f} %" for ratio in (one["ratio"], *one["ci"]))
+        off, low, high = (f"{round(100 * (ratio - 1)):+d} %" for ratio in (one["ratio"], *one["ci"]))
         add(
             f"{name.replace('_', ' ')} of unconditional samples",
             f"{one['samples']:.2f}{unit}",

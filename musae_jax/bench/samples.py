@@ -8,12 +8,11 @@ import numpy as np
 
 from musae_jax.batching import in_batches
 from musae_jax.labels.descriptors import COLUMNS, describe
-from musae_jax.labels.evidence import interval
+from musae_jax.labels.evidence import interval, resampled_means
 from musae_jax.labels.spectra import CHROMA_WINDOW, chroma_filter
 from musae_jax.models.generate import generate
 from musae_jax.models.musicgen import MusicGen, decode_codes
 from musae_jax.pocket.spectral import magnitudes
-from musae_jax.steering.comparisons import resampled_means
 
 SAMPLES_AT_A_TIME = 64
 DIATONIC = (0, 2, 4, 5, 7, 9, 11)
@@ -61,7 +60,7 @@ def measure_samples(mg: MusicGen, real: np.ndarray, key: jax.Array) -> dict[str,
     count, codebooks, frames = real.shape
     keys = jax.random.split(key)
     random = jax.random.randint(keys[1], (count, codebooks, frames), 0, mg.config.decoder.vocab_size)
-    codes = {"samples": _sampled(mg, count, frames, keys[0]), "codec": real, "random_codes": np.asarray(random)}
+    codes = {"samples": sampled(mg, count, frames, keys[0]), "codec": real, "random_codes": np.asarray(random)}
     sounds = {where: in_batches(lambda c: decode_codes(mg.config, mg.params, c), of) for where, of in codes.items()}
     out = {}
     for name, measure in MEASURES.items():
@@ -72,7 +71,7 @@ def measure_samples(mg: MusicGen, real: np.ndarray, key: jax.Array) -> dict[str,
     return out
 
 
-def _sampled(mg: MusicGen, count: int, frames: int, key: jax.Array) -> np.ndarray:
+def sampled(mg: MusicGen, count: int, frames: int, key: jax.Array) -> np.ndarray:
     """Codes of `count` unconditional samples, int32 [count, K, frames]."""
     codes = []
     for start in range(0, count, SAMPLES_AT_A_TIME):

@@ -74,6 +74,13 @@ def interval(draws: np.ndarray) -> list[float] | None:
     return [float(bound) for bound in np.quantile(draws, (0.025, 0.975))] if len(draws) else None
 
 
+def resampled_means(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """The means of values [n] drawn again with replacement, [resamples]."""
+    values = np.asarray(values, float)
+    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    return values[draws].mean(1)
+
+
 def best_threshold(values: np.ndarray, truth: np.ndarray, beta: float = 1.0) -> float:
     """The least value that counts as firing so that F-beta is largest on these rows [N]; infinite without positives."""
     order = np.argsort(-values)

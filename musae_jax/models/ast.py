@@ -229,7 +229,7 @@ def random_tagger(config: ASTConfig, key: jax.Array, front_end: FrontEnd | None 
     params = {}
     for path, shape in sorted(parameter_shapes(config).items()):
         if path.endswith(("/scale", "/bias")):
-            params[path] = jnp.full(shape, path.endswith("/scale"), jnp.float32)
+            params[path] = jnp.full(shape, float(path.endswith("/scale")), jnp.float32)
         else:
             params[path] = jnp.asarray(draw.standard_normal(shape, np.float32) * np.float32(config.initializer_range))
     front_end = front_end or FrontEnd(num_mel_bins=config.num_mel_bins)

@@ -293,7 +293,7 @@ def random_musicgen(config: MusicGenConfig, key: jax.Array, tokenizer: Any = Non
     params: dict[tuple[str, ...], jax.Array] = {}
     for path, shape in sorted(parameter_shapes(config).items()):
         if path[-1] in ("scale", "bias"):
-            params[path] = jnp.full(shape, path[-1] == "scale", jnp.float32)
+            params[path] = jnp.full(shape, float(path[-1] == "scale"), jnp.float32)
         else:
             kind = next(name for name in reversed(path) if name in spread[path[0]])
             params[path] = jnp.asarray(draw.standard_normal(shape, np.float32) * np.float32(spread[path[0]][kind]))

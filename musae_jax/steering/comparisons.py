@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from musae_jax.labels.evidence import ROUNDING, interval
+from musae_jax.labels.evidence import ROUNDING, interval, resampled_means
 
 EXACT = 16  # pairs up to which all sign flips are tried
 SAMPLED = 65_536  # flips beyond
@@ -45,13 +45,6 @@ def cohens_d(differences: Any) -> float | None:
 def bootstrap(values: Any, resamples: int = 2000, seed: int = 0) -> list[float]:
     """The 95 % percentile interval of the mean of values [n]: [low, high]."""
     return interval(resampled_means(values, resamples, seed))
-
-
-def resampled_means(values: Any, resamples: int = 2000, seed: int = 0) -> np.ndarray:
-    """The means of values [n] drawn again with replacement, [resamples]."""
-    values = np.asarray(values, float)
-    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    return values[draws].mean(1)
 
 
 def compare(differences: Any, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:

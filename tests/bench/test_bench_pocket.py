@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ from musae_jax import cli, load_musicgen
 from musae_jax.bench.obedience import QUESTIONS, asked_style, key_signature, measure_obedience
 from musae_jax.bench.pocket import PocketBench, measure_pocket
 from musae_jax.bench.pocket_report import HEADS, pocket_markdown, pocket_rows
-from musae_jax.bench.samples import chroma_entropy, diatonic_mass, onset_rate
+from musae_jax.bench.samples import chroma_entropy, diatonic_mass, onset_rate, sampled
 from musae_jax.compose.composer import compose
 from musae_jax.compose.render import render
 from musae_jax.validation.judge import PARTS, columns, hear
@@ -40,6 +41,12 @@ def test_samples_are_measured_as_they_sound():
     assert chroma_entropy(tones(chromatic))[0] == pytest.approx(np.log2(12), abs=0.05)
     slow, fast = (onset_rate(tones([60, 64] * n))[0] for n in (2, 6))
     assert fast > 2 * slow > 0
+
+
+def test_samples_are_as_many_as_are_asked_for_and_all_different(tiny_musicgen, monkeypatch):
+    monkeypatch.setattr("musae_jax.bench.samples.SAMPLES_AT_A_TIME", 3)
+    codes = sampled(tiny_musicgen, 8, 20, jax.random.key(0))
+    assert codes.shape == (8, 2, 20) and len(np.unique(codes.reshape(8, -1), axis=0)) == 8
 
 
 def test_prompts_ask_for_everything_equally_often():
@@ -78,6 +85,7 @@ def test_the_figures_are_json_and_fill_the_card(figures):
     worse = {**figures, "obedience": {n: {**one, "generated": 0.01} for n, one in figures["obedience"].items()}}
     missed = [row["measure"] for row in pocket_rows(worse) if row["met"] is False]
     assert len([name for name in missed if "as asked" in name]) == len(QUESTIONS)
+    assert all(one["ci"][0] < one["ratio"] < one["ci"][1] for one in figures["samples"].values())
 
 
 @pytest.mark.slow

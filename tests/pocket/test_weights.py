@@ -16,7 +16,7 @@ from musae_jax.validation.judge import judge_probabilities, load_judge
 
 pytestmark = pytest.mark.heavy
 
-HELD_OUT = range(0, 96, 4)  # of the clips that the card was measured on
+HELD_OUT = range(0, 96, 4)  # some of the clips that the card was measured on
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_it_predicts_held_out_music_as_its_card_says(pocket, codes):
     card = json.loads((WEIGHTS / "figures.json").read_text())
     ids, mask = corpus_tokens(pocket.tokenizer, HELD_OUT_SEED, styles(HELD_OUT_SEED, 96, 10.0), 0)
     found = evaluate(pocket.config, pocket.params, codes, ids[::4], mask[::4])["with_text"]
-    assert found[0] == pytest.approx(card["prediction"]["with_text"][0], rel=0.25)  # 24 clips stand for 96
+    assert found[0] == pytest.approx(card["prediction"]["with_text"][0], rel=0.25)  # 24 clips stand for 256
     assert found[0] < card["prediction"]["bigram"][0]
 
 
