@@ -52,6 +52,10 @@ def key_signature(style: Style) -> str:
     return PITCH_CLASSES[(style.tonic + (3 if style.mode == "minor" else 0)) % 12]
 
 
+def _drums(style: Style) -> str:
+    return str(style.drums is not None)
+
+
 def _solo_lead(style: Style) -> str | None:
     return style.lead.family if style.texture == "solo melody" else None  # a mixture hides its lead
 
@@ -59,7 +63,8 @@ def _solo_lead(style: Style) -> str | None:
 QUESTIONS = {
     "tempo": Question(lambda style: f"{tempo_of(style.sixteenth):.0f} bpm", ("onsets", "rhythm"), 1 / 4, 0.7),
     "key": Question(key_signature, ("chroma",), 1 / 6, 0.6),  # three of nine signatures have a sixth each
-    "drums": Question(lambda style: str(style.drums is not None), ("quantiles", "mean", "rise"), 1 / 2, 0.95),
+    "drums": Question(_drums, ("quantiles", "mean", "rise"), 1 / 2, 0.95),
+    "drums, read from the codes": Question(_drums, (), 1 / 2, 0.95),
     "level": Question(lambda style: style.dynamics, ("loudness", "loud shape"), 1 / 2, 0.85),
     "instrument": Question(_solo_lead, TIMBRE, 1 / len(LEADS), 0.7),
     "instrument, read from the codes": Question(_solo_lead, (), 1 / len(LEADS), 0.7),

@@ -16,8 +16,6 @@ from musae_jax.compose.composer import compose
 from musae_jax.compose.render import render
 from musae_jax.validation.judge import PARTS, columns, hear
 
-pytestmark = pytest.mark.heavy
-
 SMALL = PocketBench(
     held_out_clips=8, training_clips=8, recurrent_steps=3, prompts=32, judge_clips=48, judge_held_out_clips=8,
 )  # fmt: skip
@@ -69,23 +67,31 @@ def test_a_key_and_its_relative_are_one_answer():
 
 
 @pytest.fixture(scope="module")
-def figures():
-    return measure_pocket(load_musicgen("pocket"), SMALL)
+def figures(tiny_musicgen):
+    return measure_pocket(tiny_musicgen, SMALL)
 
 
 def test_the_figures_are_json_and_fill_the_card(figures):
     assert json.loads(json.dumps(figures)) == figures
     rows = pocket_rows(figures)
     assert all(set(row) == {*HEADS, "met"} for row in rows)
-    assert [row["met"] for row in rows if "cross-entropy of codebook 0" in row["measure"]] == [True]
+    assert [row["met"] for row in rows if "cross-entropy of codebook 0" in row["measure"]] == [False]  # random weights
     lines = pocket_markdown(figures).splitlines()
     assert len(lines) == len(rows) + 2 and all(line.count("|") == len(HEADS) + 1 for line in lines)
-    told = figures["prediction"]
-    assert told["with_text"][0] < told["trigram"][0] < told["unigram"][0]
     worse = {**figures, "obedience": {n: {**one, "generated": 0.01} for n, one in figures["obedience"].items()}}
     missed = [row["measure"] for row in pocket_rows(worse) if row["met"] is False]
     assert len([name for name in missed if "as asked" in name]) == len(QUESTIONS)
     assert all(one["ci"][0] < one["ratio"] < one["ci"][1] for one in figures["samples"].values())
+
+
+@pytest.mark.slow
+def test_the_pocket_foretells_music_better_than_counts_do(figures):
+    measured = measure_pocket(load_musicgen("pocket"), SMALL)
+    assert measured.keys() == figures.keys()
+    told = measured["prediction"]
+    assert told["with_text"][0] < told["trigram"][0] < told["unigram"][0]
+    assert measured["codec"]["log_mel_db_quantised"] < 3 < figures["codec"]["log_mel_db_quantised"]
+    assert all(0.5 < one["ratio"] < 1.5 for one in measured["samples"].values())
 
 
 @pytest.mark.slow

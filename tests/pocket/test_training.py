@@ -197,6 +197,7 @@ def test_baselines_by_known_chains():
     assert found["bigram"][0] > 2.5 and found["trigram"][0] == pytest.approx(np.log(2), abs=0.1)
 
 
+@pytest.mark.heavy
 def test_a_recurrent_net_learns_what_counts_cannot():
     rng = np.random.default_rng(3)
     starts, strides = rng.integers(16, size=(40, 1)), rng.choice([1, 3, 5, 7], size=(40, 1))
