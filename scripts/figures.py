@@ -151,8 +151,10 @@ def concept_tables(path: Path) -> Iterable[str]:
         one = record["summary"][kind]
         found = percent(one["coverage"], 1) + between(one["interval"], 1)
         figures = (number(one["auroc"], 3), number(one["f1"]), percent(one["beyond_luck"]), number(one["mcc"]))
-        rows.append([DICTIONARIES[kind], found, *figures])
-    yield table(["", "found (95 %)", "mean AUROC", "F1", "q < 0.05", "MCC"], rows)
+        parts = (number(one["concepts_per_feature"]), percent(one["split"]), percent(one["absorbed"], 1))
+        rows.append([DICTIONARIES[kind], found, *figures, *parts])
+    heads = ["found (95 %)", "mean AUROC", "F1", "q < 0.05", "MCC", "concepts a feature", "split", "absorbed"]
+    yield table(["", *heads], rows)
     families = record["summary"]["sae"]["families"]
     yield table(
         ["found, by family", *(DICTIONARIES[kind] for kind in KINDS)],

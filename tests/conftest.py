@@ -1,10 +1,16 @@
 """What several rooms' tests share: a tiny MusicGen with the pocket's shape of things and random weights."""
 
+import atexit
 import os
-
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # the command's cache is tested in processes of its own
-
+import shutil
+import tempfile
 from pathlib import Path
+
+# Programs are compiled once for all processes of a session: this one, which starts the others, makes the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="musae-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest

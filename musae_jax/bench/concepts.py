@@ -59,6 +59,9 @@ class ConceptsBench:
       random_saes: dictionaries of random directions.
       steps, batch_size: of training the control SAE, where none is given.
       seed: of shuffles, draws and random directions.
+
+    Raises:
+      MusaeError: there are no shuffles.
     """
 
     clips: int = 480
@@ -70,10 +73,20 @@ class ConceptsBench:
     batch_size: int = 2048
     seed: int = 0
 
+    def __post_init__(self):
+        if self.shuffles < 1:
+            raise MusaeError(f"--shuffles is {self.shuffles}; a null needs 1 or more, 999 is usual")
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The benchmark's music and what one layer of one model makes of it, kept in `folder` for the next time."""
+    """The benchmark's music and what one layer of one model makes of it, kept in `folder` for the next time.
+
+    `control_seed` is that of the random weights beside it.
+
+    Raises:
+      MusaeError: the residuals would not fit in memory.
+    """
 
     bench: ConceptsBench
     model: MusicGen
@@ -81,6 +94,16 @@ class Stage:
     layer: int
     folder: Path
     progress: Progress | None = None
+    control_seed: int = 0
+
+    def __post_init__(self):
+        config, clips = self.model.config, self.bench.clips
+        positions = config.frames(self.bench.seconds) + 1
+        if (held := clips * positions * config.decoder.hidden_size) > LIMIT:
+            raise MusaeError(
+                f"the residuals of {clips} clips at {hook_name(self.layer)} of {self.name} take {held / 2**28:.1f} GiB;"
+                f" judge at most {int(LIMIT / held * clips) // 4 * 4} with --clips"
+            )
 
     @cached_property
     def source(self) -> ClipSource:
@@ -92,7 +115,7 @@ class Stage:
 
     def store(self, control: bool = False) -> Store:
         """The layer's residuals, of the model or of the architecture with random weights."""
-        model = untrained(self.model, self.bench.seed) if control else self.model
+        model = untrained(self.model, self.control_seed) if control else self.model
         b, revision = self.bench, weights_sha256(model.params)[:12]
         out = self.folder / f"activations-{b.clips}x{b.seconds:g}s-{revision}"
         name = f"{self.name}, random weights" if control else self.name
@@ -139,11 +162,9 @@ def bench_run(
             return [load_sae(run.sae_folder(layer, control))]
         return seed_saes(run, layer, seeds, control, progress)
 
-    controls = saes(True) if run.config.harvest.control else []
-    stage = Stage(
-        bench or ConceptsBench(), run.model, run.config.model, layer, work or run.folder / "concepts", progress
-    )
-    return measure_concepts(stage, saes(False), controls)
+    place = work or run.folder / "concepts"
+    stage = Stage(bench or ConceptsBench(), run.model, run.config.model, layer, place, progress, run.config.seed)
+    return measure_concepts(stage, saes(False), saes(True) if run.config.harvest.control else [])
 
 
 def bench_saes(
@@ -160,12 +181,21 @@ def bench_saes(
     and L0 of the model with random weights, is trained here. Music, residuals and it are kept in `work`, if given.
 
     Raises:
-      MusaeError: the SAEs differ in width, or name no model or layer where none is given.
+      MusaeError: the SAEs differ in width, model or layer, or name no model or layer where none is given.
     """
     saes = [load_sae(folder) for folder in folders]
     first = saes[0].config
-    if len(widths := sorted({(sae.config.d_in, sae.config.d_sae) for sae in saes})) > 1:
-        raise MusaeError(f"the SAEs to average have different widths {widths}; give seeds of one kind")
+    kinds = {
+        "widths": {(sae.config.d_in, sae.config.d_sae) for sae in saes},
+        "models": {sae.config.metadata.get("model_name") for sae in saes},
+        "hooks": {sae.config.hook for sae in saes},
+    }
+    for what, found in kinds.items():
+        if len(found) > 1:
+            raise MusaeError(
+                f"the SAEs to average have different {what}, {', '.join(sorted(map(str, found)))}; give seeds of one"
+                " kind"
+            )
     model = model or first.metadata.get("model_name")
     if not model:
         raise MusaeError(f"{folders[0]} does not name the model it reads; say which with --model")
@@ -186,21 +216,21 @@ def measure_concepts(stage: Stage, saes: Sequence[SAE], control_saes: Sequence[S
     Without an SAE of the random model one is trained, as wide as the first SAE and with as many active features.
 
     Raises:
-      MusaeError: an SAE does not fit the layer.
+      MusaeError: an SAE does not fit the layer, or there is too little music to judge any concept.
     """
-    store = stage.store()
+    width = stage.model.config.decoder.hidden_size
     for sae in saes:
-        if sae.config.d_in != store.d_in:
+        if sae.config.d_in != width:
             raise MusaeError(
-                f"the SAE reads activations of width {sae.config.d_in}, but {stage.name} has width {store.d_in} at"
-                f" {store.hook}; give the SAE's own model and layer"
+                f"the SAE reads activations of width {sae.config.d_in}, but {stage.name} has width {width} at"
+                f" {hook_name(stage.layer)}; give the SAE's own model and layer"
             )
-    if (held := len(store.clip_ids) * store.positions * store.d_in) > LIMIT:
-        raise MusaeError(
-            f"the residuals of {len(store.clip_ids)} clips at {store.hook} of {stage.name} take {held / 2**28:.1f} GiB;"
-            f" judge at most {int(LIMIT / held * len(store.clip_ids)) // 4 * 4} with --clips"
-        )
+    store = stage.store()
     panel = stage.panel(store)
+    if not panel.judged.any():
+        raise MusaeError(
+            f"in {len(store.clip_ids)} clips no concept occurs often enough to be judged; give more with --clips"
+        )
     neurons = neuron_activity(store, limit=LIMIT)
     residuals = _residuals(neurons)
     results: list[Result] = []

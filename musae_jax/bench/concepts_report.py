@@ -79,7 +79,7 @@ def concept_rows(panel: Panel, results: Sequence[Result]) -> list[dict[str, Any]
     f1, f1_guess                    on the score half, by the label half's best threshold; of always saying yes
     null_mean, null_p95, p, q       AUROC with truth exchanged between clips; its share that is as good; corrected
     parts, parts_f1                 the features that share the concept, and the F1 of their union
-    absorbed, absorber              share of positives that another feature has absorbed, and which feature
+    absorbed, absorber              share of positives on the concept's side that another has absorbed, and which
     """
     rows = []
     for result in results:

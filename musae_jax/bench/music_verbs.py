@@ -148,6 +148,8 @@ def concepts_verb(flags: ConceptsFlags) -> str:
                 raise MusaeError("--model goes with --sae; a run knows its model")
             report = bench_run(flags.run, bench, flags.layer, flags.seeds, flags.work, progress)
         else:
+            if flags.seeds != 1:
+                raise MusaeError("--seeds goes with --run; give the folder of each seed to --sae")
             report = bench_saes(flags.sae, bench, flags.model, flags.layer, flags.work, progress)
     picture = flags.picture or (flags.run and (flags.work or flags.run / "concepts") / "concepts.png")
     if picture is not None:

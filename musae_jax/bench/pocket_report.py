@@ -28,7 +28,8 @@ def pocket_rows(figures: dict[str, Any]) -> list[dict[str, Any]]:
     add(
         "cross-entropy of the other codebooks, nats",
         _list(told["with_text"][1:]),
-        f"unigram {_list(told['unigram'][1:])}, bigram {_list(told['bigram'][1:])}",
+        f"unigram {_list(told['unigram'][1:])}, bigram {_list(told['bigram'][1:])}, trigram"
+        f" {_list(told['trigram'][1:])}, without text {_list(told['without_text'][1:])}",
     )
     add("codes used, by codebook", " / ".join(map(_percent, codec["used"])))
     lost = codec["log_mel_db_quantised"] - codec["log_mel_db_unquantised"]

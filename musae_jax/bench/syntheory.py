@@ -29,6 +29,7 @@ PUBLISHED_HIDDEN = {
     "time signatures": 0.905, "tempos": 0.965,
 }  # fmt: skip
 TRAIN = 0.7
+FEWEST = 10  # examples of a set
 BATCH = 16
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -53,8 +54,12 @@ def bench_syntheory(
     the tonal sets; at most `examples` of a set are taken, drawn at random; their samples peak at `peak`.
 
     Raises:
-      MusaeError: a set or layer does not exist, or `peak` is no level.
+      MusaeError: a set or layer does not exist, `peak` is no level, or there are too few examples or seeds.
     """
+    if seeds < 1:
+        raise MusaeError(f"--seeds is {seeds}; it must be 1 or more")
+    if examples is not None and examples < FEWEST:
+        raise MusaeError(f"--examples is {examples}; a probe needs {FEWEST} or more")
     if not 0 < peak <= 1:
         raise MusaeError(f"--peak is {peak}; it must be above 0 and at most 1")
     if unknown := [one for one in sets if one not in SETS]:

@@ -9,8 +9,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from musae_jax.activations.residuals import weights_sha256
 from musae_jax.compose.concepts import VOCABULARY
 from musae_jax.compose.render import render
+from musae_jax.errors import MusaeError
+from musae_jax.files import read_json, write_json
 from musae_jax.models.decoder import DecoderConfig
 from musae_jax.models.encodec import EncodecConfig
 from musae_jax.models.musicgen import MusicGen, MusicGenConfig, Sampling
@@ -88,9 +91,13 @@ def train_pocket(
 
     With `start` its codes are kept, which the language model knows, and language model and decoder are trained further.
     A line of figures per 50 steps is appended to `work`/train.jsonl.
+
+    Raises:
+      MusaeError: `work` was begun with other music, another codec or another `start`.
     """
     work = Path(work)
     work.mkdir(parents=True, exist_ok=True)
+    _begin(work / "begun.json", training, start)
     started = time.time()
 
     def plain(value):
@@ -136,3 +143,22 @@ def train_pocket(
     kept = {name: codec["params"][name] for name in ("encoder", "decoder")}
     params = {**params, "audio": {**kept, "codebooks": codec["codebooks"]}}
     return MusicGen(config=config, params=params, tokenizer=tokenizer)
+
+
+def _begin(path: Path, training: PocketTraining, start: MusicGen | None) -> None:
+    """Writes down what the codes in a work folder follow from, or refuses to go on with codes of something else."""
+    asked = {
+        "clips": training.clips,
+        "held_out_clips": training.held_out_clips,
+        "seconds": training.seconds,
+        "start": start and weights_sha256(start.params),
+        "codec": None if start else dataclasses.asdict(training.codec),
+    }
+    if not path.exists():
+        write_json(path, asked)
+    begun = read_json(path)
+    if other := [name for name, value in asked.items() if begun.get(name) != value]:
+        raise MusaeError(
+            f"{path.parent} was begun with another choice of {', '.join(other)}; ask for the same as then, or give"
+            " another folder with --work"
+        )

@@ -1,7 +1,8 @@
 """A linear probe for every concept: what supervision finds in the same activations, the ceiling of any dictionary.
 
 It is the judge's logistic regression, fitted on residuals instead of sound: on a clip's mean for what holds for the
-whole clip, on frames for what comes and goes. The penalty is chosen by cross-validation over clips.
+whole clip, on frames for what comes and goes. The penalty for whole clips is chosen by cross-validation over clips;
+for frames, of which there are many more, it is small.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from musae_jax.validation.judge import Judge, fit_judge, judge_statistics
 
 CLIP_PENALTIES = (0.01, 0.03, 0.1, 0.3)
 FRAME_PENALTIES = (0.001,)
-FRAMES = 12_000  # that a probe of frames is fitted on, equally far apart
+FRAMES = 12_000  # that a probe of frames is fitted on, or some more; at random, for evenly spaced ones keep the beat
 _ROWS = 8192  # told at a time
 
 
@@ -24,16 +25,17 @@ def fit_probe(
 
     Concepts of one family that exclude each other share a softmax. `penalties` are those tried, see above.
     """
-    step = max(1, x.shape[0] * x.shape[1] // FRAMES)
-    x, truth = x[:, ::step], truth[:, ::step]
+    frames, count = x.shape[1], x.shape[0] * x.shape[1]
+    kept = count // max(1, count // FRAMES)
+    rows = np.sort(np.random.default_rng(0).choice(count, kept, replace=False))
     return fit_judge(
         None,
-        truth.reshape(-1, truth.shape[2]),
+        truth.reshape(count, -1)[rows],
         [str(number) for number in range(truth.shape[2])],
         families,
-        tracks=[str(clip) for clip in np.repeat(np.arange(len(x)), x.shape[1])],
-        penalties=penalties or (CLIP_PENALTIES if x.shape[1] == 1 else FRAME_PENALTIES),
-        statistics=x.reshape(-1, x.shape[2]),
+        tracks=[str(clip) for clip in rows // frames],
+        penalties=penalties or (CLIP_PENALTIES if frames == 1 else FRAME_PENALTIES),
+        statistics=x.reshape(count, -1)[rows],
     )
 
 

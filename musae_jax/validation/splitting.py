@@ -4,7 +4,8 @@ Both as in Chanin et al. 2024 (arXiv 2409.14507) and SAEBench: a concept is spli
 add 0.03 to F1, and is absorbed on the positives where all of those are silent, though the activation lies on the
 concept's side, because one other feature, whose decoder row has part of the concept's direction, carries it. What
 differs: parts are joined by "or", not by a probe, and must also add to F1 on held-out clips, beyond what luck in the
-clips can do.
+clips can do; silent is below the threshold of firing; and the concept's direction is the difference in means. Where
+the best feature does best for F1 by firing everywhere, as it may for a common concept, nothing is split or absorbed.
 """
 
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ ALIGNED = 0.025  # its decoder row's least cosine with that direction
 class Split:
     """One concept: the features that share it, the best one first, and what their union reaches on held-out clips.
 
-    `absorbed` is the share of held-out positives that are absorbed (None without activations), `absorber` the feature
-    that carries most of them, -1 where there is none.
+    `absorbed` is the share of held-out positives on the concept's side that are absorbed (None without activations),
+    `absorber` the feature that carries most of them, -1 where there is none.
     """
 
     parts: tuple[int, ...]
@@ -130,7 +131,7 @@ def _sides(panel: Panel, activity: Activity, columns: np.ndarray, W_dec: np.ndar
 def _absorbed(
     sides: _Sides, place: int, truth: np.ndarray, fires: np.ndarray, parts: Sequence[int]
 ) -> tuple[float, int]:
-    """The share of held-out positives that another feature has absorbed, and which feature has most of them."""
+    """The share of held-out positives on the concept's side that another feature has absorbed, and which has most."""
     along, weight = sides.along[:, place], sides.weight[:, place].copy()
     weight[list(parts)] = 0
     seen = truth.reshape(-1) & (along > 0.5)

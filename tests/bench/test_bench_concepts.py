@@ -1,5 +1,6 @@
 """`musae bench concepts` on a tiny run: figures that mean nothing, in the right places, beside every control."""
 
+import dataclasses
 import json
 import runpy
 
@@ -8,11 +9,13 @@ import pytest
 from PIL import Image
 
 from musae_jax import cli
+from musae_jax.activations.residuals import weights_sha256
 from musae_jax.bench.concepts_report import KINDS
 from musae_jax.bench.heat_map import draw_heat_map
 from musae_jax.compose.concepts import VOCABULARY
 from musae_jax.config import ComposeConfig, RunConfig, TrainConfig
 from musae_jax.run import begin_run, run_stage
+from musae_jax.sae.formats import load_sae, save_sae
 
 SIZE = ("--clips", "24", "--seconds", "2", "--shuffles", "19")
 
@@ -102,6 +105,16 @@ def test_an_sae_alone_gets_a_control_of_its_own(run, report, tmp_path, capsys):
     assert "The picture" not in capsys.readouterr().out
 
 
+def test_the_control_is_of_the_weights_that_its_saes_were_trained_on(run, tmp_path):
+    other = dataclasses.replace(run.config, out=tmp_path / "run", seed=1)
+    run = begin_run(other)
+    for stage in ("compose", "harvest", "train"):
+        run_stage(run, stage)
+    assert cli.main(["bench", "concepts", "--run", str(run.folder), *SIZE]) == 0
+    kept = {folder.name.rsplit("-", 1)[1] for folder in (run.folder / "concepts").glob("activations-*")}
+    assert kept == {weights_sha256(mg.params)[:12] for mg in (run.model, run.control_model)}
+
+
 def test_seeds_are_trained_beside_the_run(run, tmp_path):
     path = tmp_path / "rows.json"
     assert cli.main(["bench", "concepts", "--run", str(run.folder), *SIZE, "--seeds", "2", "--json", str(path)]) == 0
@@ -118,13 +131,23 @@ def test_seeds_are_trained_beside_the_run(run, tmp_path):
         (("--run", "RUN", "--model", "pocket"), "--model goes with --sae"),
         (("--run", "RUN", "--layer", "0"), "has layers 1, not 0"),
         (("--run", "RUN", "--clips", "30"), "multiple of four"),
+        (("--run", "RUN", "--clips", "4"), "in 4 clips no concept occurs often enough"),
+        (("--run", "RUN", "--clips", "800000"), "GiB; judge at most"),
+        (("--run", "RUN", "--shuffles", "0"), "--shuffles is 0"),
         (("--run", "RUN", "--seeds", "0"), "--seeds is 0"),
+        (("--sae", "SAE", "--seeds", "2"), "--seeds goes with --run"),
+        (("--sae", "SAE", "OTHER"), "different hooks, blocks.0.resid_post, blocks.1.resid_post"),
         (("--sae", "SAE", "--model", "pocket"), "width 24, but pocket has width 192"),
     ],
 )
 def test_bad_calls_are_one_sentence(run, flags, words, capsys, tmp_path):
-    places = {"RUN": str(run.folder), "SAE": str(run.sae_folder(1))}
-    small = () if "--clips" in flags else SIZE
+    sae = load_sae(run.sae_folder(1))
+    hook = {"hook_name": "blocks.0.resid_post"}
+    other = dataclasses.replace(sae.config, metadata={**sae.config.metadata, **hook})
+    save_sae(tmp_path / "other", dataclasses.replace(sae, config=other))
+    places = {"RUN": str(run.folder), "SAE": str(run.sae_folder(1)), "OTHER": str(tmp_path / "other")}
+    pairs = zip(SIZE[::2], SIZE[1::2])
+    small = tuple(part for name, value in pairs if name not in flags for part in (name, value))
     work = ("--work", str(tmp_path)) if "pocket" in flags and "--sae" in flags else ()
     assert cli.main(["bench", "concepts", *(places.get(flag, flag) for flag in flags), *small, *work]) == 2
     assert words in " ".join(capsys.readouterr().err.split())

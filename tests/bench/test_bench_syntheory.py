@@ -30,6 +30,9 @@ def test_every_set_and_layer_stands_beside_its_controls(tiny_folder, tmp_path, c
     assert all(name in out for name in sets)
     assert cli.main([*command[:4], "--sets", "rhythms"]) == 2
     assert "no concept set 'rhythms'" in capsys.readouterr().err
+    for flag, words in (("--seeds", "--seeds is 0"), ("--examples", "--examples is 0; a probe needs 10 or more")):
+        assert cli.main([*command[:4], flag, "0"]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
     assert cli.main([*command[:4], "--peak", "2"]) == 2
     assert "--peak is 2.0; it must be above 0 and at most 1" in capsys.readouterr().err
 

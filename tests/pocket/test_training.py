@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from musae_jax.compose.concepts import SIXTEENTHS, VOCABULARY, tempo_of
+from musae_jax.errors import MusaeError
 from musae_jax.models.checkpoints import load_musicgen
-from musae_jax.models.musicgen import forward, text_states
+from musae_jax.models.musicgen import forward, random_musicgen, text_states
 from musae_jax.pocket import codec, lm, planning, polish
 from musae_jax.pocket.corpus import ROLL, caption, composition, open_bank, roll
 from musae_jax.pocket.recurrent import recurrent_nats
@@ -385,6 +386,27 @@ def test_the_language_model_learns_a_rule_and_resumes(tiny_config, tmp_path):
     assert lm.train_step._cache_size() == compiled + 2  # whole clips and beginnings, resumed or not
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again)):
         assert np.array_equal(a, b)
+
+
+def test_a_work_folder_goes_on_only_with_what_it_was_begun_with(tiny_musicgen, tmp_path):
+    few = PocketTraining(clips=2, held_out_clips=2, seconds=1.0)
+
+    def begun(work, training, start):
+        with pytest.raises(KeyboardInterrupt):  # at the first clip
+            train_pocket(work, training, start, die)
+
+    def die(done, total, unit):
+        raise KeyboardInterrupt
+
+    begun(tmp_path / "new", few, None)
+    begun(tmp_path / "new", dataclasses.replace(few, language_model=lm.LanguageModelTraining(steps=7)), None)
+    for change in ({"clips": 3}, {"codec": codec.CodecTraining(steps=9)}):
+        with pytest.raises(MusaeError, match=f"begun with another choice of {next(iter(change))}; .* --work"):
+            train_pocket(tmp_path / "new", dataclasses.replace(few, **change))
+    begun(tmp_path / "further", few, tiny_musicgen)
+    for other in (None, random_musicgen(tiny_musicgen.config, jax.random.key(1), tiny_musicgen.tokenizer)):
+        with pytest.raises(MusaeError, match="another choice of start"):
+            train_pocket(tmp_path / "further", few, other)
 
 
 @pytest.mark.slow
