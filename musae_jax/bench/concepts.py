@@ -185,17 +185,15 @@ def bench_saes(
     """
     saes = [load_sae(folder) for folder in folders]
     first = saes[0].config
-    kinds = {
-        "widths": {(sae.config.d_in, sae.config.d_sae) for sae in saes},
-        "models": {sae.config.metadata.get("model_name") for sae in saes},
-        "hooks": {sae.config.hook for sae in saes},
-    }
+    kinds = {"widths": {(sae.config.d_in, sae.config.d_sae) for sae in saes}}
+    if model is None:
+        kinds["models"] = {sae.config.metadata.get("model_name") for sae in saes}
+    if layer is None:
+        kinds["hooks"] = {sae.config.hook for sae in saes}
     for what, found in kinds.items():
         if len(found) > 1:
-            raise MusaeError(
-                f"the SAEs to average have different {what}, {', '.join(sorted(map(str, found)))}; give seeds of one"
-                " kind"
-            )
+            differ = ", ".join(sorted(map(str, found)))
+            raise MusaeError(f"the SAEs to average have different {what}, {differ}; give seeds of one kind")
     model = model or first.metadata.get("model_name")
     if not model:
         raise MusaeError(f"{folders[0]} does not name the model it reads; say which with --model")

@@ -224,7 +224,8 @@ def concept_lines(about: str, panel: Panel, results: Sequence[Result], summary: 
     lines += ["", f"{'found, by family':<18}" + "".join(f"{kind:>16}" for kind in summary)]
     for family in families:
         lines.append(f"{family:<18}" + "".join(f"{_percent(s['families'][family]):>16}" for s in summary.values()))
-    lines += ["", "not found by the SAE:"]
+    several = sum(result.kind == "sae" for result in results) > 1
+    lines += ["", f"not found by the {'first ' if several else ''}SAE:"]
     for reason, names in why_not_found(panel, results).items():
         if names:
             lines.append(f"  {reason}: {len(names)} ({', '.join(names)})")

@@ -115,9 +115,10 @@ def test_the_control_is_of_the_weights_that_its_saes_were_trained_on(run, tmp_pa
     assert kept == {weights_sha256(mg.params)[:12] for mg in (run.model, run.control_model)}
 
 
-def test_seeds_are_trained_beside_the_run(run, tmp_path):
+def test_seeds_are_trained_beside_the_run(run, tmp_path, capsys):
     path = tmp_path / "rows.json"
     assert cli.main(["bench", "concepts", "--run", str(run.folder), *SIZE, "--seeds", "2", "--json", str(path)]) == 0
+    assert "not found by the first SAE" in capsys.readouterr().out
     found = json.loads(path.read_text())
     assert len(found["summary"]["sae"]["values"]) == len(found["summary"]["random_weights"]["values"]) == 2
     assert found["config"]["saes"] == 2
