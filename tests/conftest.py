@@ -6,8 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# Programs are compiled once for all processes of a session: this one, which starts the others, makes the folder.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+# What takes long to compile is compiled once for all processes of a session: this one, which starts the others, makes
+# the folder.
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="musae-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

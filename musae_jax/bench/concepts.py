@@ -58,7 +58,7 @@ class ConceptsBench:
       draws: of clips for the intervals.
       random_saes: dictionaries of random directions.
       steps, batch_size: of training the control SAE, where none is given.
-      seed: of shuffles, draws and random directions.
+      seed: of shuffles, draws, random directions and the control SAE's training.
 
     Raises:
       MusaeError: there are no shuffles.
@@ -82,10 +82,7 @@ class ConceptsBench:
 class Stage:
     """The benchmark's music and what one layer of one model makes of it, kept in `folder` for the next time.
 
-    `control_seed` is that of the random weights beside it.
-
-    Raises:
-      MusaeError: the residuals would not fit in memory.
+    `control_seed` is that of the model with random weights; a run's own seed, so that the run's control SAEs fit it.
     """
 
     bench: ConceptsBench
@@ -96,13 +93,14 @@ class Stage:
     progress: Progress | None = None
     control_seed: int = 0
 
-    def __post_init__(self):
+    def check_memory(self) -> None:
+        """Raises `MusaeError` where the residuals are more than `measure_concepts` may hold."""
         config, clips = self.model.config, self.bench.clips
         positions = config.frames(self.bench.seconds) + 1
         if (held := clips * positions * config.decoder.hidden_size) > LIMIT:
             raise MusaeError(
                 f"the residuals of {clips} clips at {hook_name(self.layer)} of {self.name} take {held / 2**28:.1f} GiB;"
-                f" judge at most {int(LIMIT / held * clips) // 4 * 4} with --clips"
+                f" 2 GiB of them can be judged: give fewer --clips or --seconds"
             )
 
     @cached_property
@@ -144,7 +142,7 @@ def bench_run(
 ) -> Report:
     """The benchmark on one layer (by default the first) of a run, with the SAEs of the run and of its control.
 
-    With `seeds` above 1 both are trained again from so many weights, in RUN/stability. Music, residuals and a control
+    With `seeds` above 1 both are trained again from so many seeds, in RUN/stability. Music, residuals and a control
     that the run does not have are kept in `work`, by default RUN/concepts.
 
     Raises:
@@ -164,6 +162,7 @@ def bench_run(
 
     place = work or run.folder / "concepts"
     stage = Stage(bench or ConceptsBench(), run.model, run.config.model, layer, place, progress, run.config.seed)
+    stage.check_memory()  # before SAEs are trained
     return measure_concepts(stage, saes(False), saes(True) if run.config.harvest.control else [])
 
 
@@ -181,19 +180,20 @@ def bench_saes(
     and L0 of the model with random weights, is trained here. Music, residuals and it are kept in `work`, if given.
 
     Raises:
-      MusaeError: the SAEs differ in width, model or layer, or name no model or layer where none is given.
+      MusaeError: the SAEs differ in width, or, where none is given, in model or layer, or name none.
     """
     saes = [load_sae(folder) for folder in folders]
     first = saes[0].config
-    kinds = {"widths": {(sae.config.d_in, sae.config.d_sae) for sae in saes}}
+    kinds = [("widths", {f"{sae.config.d_in} x {sae.config.d_sae}" for sae in saes}, "")]
     if model is None:
-        kinds["models"] = {sae.config.metadata.get("model_name") for sae in saes}
+        named = {str(sae.config.metadata.get("model_name") or "unnamed") for sae in saes}
+        kinds.append(("models", named, ", or say which with --model"))
     if layer is None:
-        kinds["hooks"] = {sae.config.hook for sae in saes}
-    for what, found in kinds.items():
+        kinds.append(("hooks", {sae.config.hook or "unnamed" for sae in saes}, ", or say which with --layer"))
+    for what, found, remedy in kinds:
         if len(found) > 1:
-            differ = ", ".join(sorted(map(str, found)))
-            raise MusaeError(f"the SAEs to average have different {what}, {differ}; give seeds of one kind")
+            differ = ", ".join(sorted(found))
+            raise MusaeError(f"the SAEs to average have different {what}, {differ}; give seeds of one kind{remedy}")
     model = model or first.metadata.get("model_name")
     if not model:
         raise MusaeError(f"{folders[0]} does not name the model it reads; say which with --model")
@@ -216,6 +216,7 @@ def measure_concepts(stage: Stage, saes: Sequence[SAE], control_saes: Sequence[S
     Raises:
       MusaeError: an SAE does not fit the layer, or there is too little music to judge any concept.
     """
+    stage.check_memory()
     width = stage.model.config.decoder.hidden_size
     for sae in saes:
         if sae.config.d_in != width:

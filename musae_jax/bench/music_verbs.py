@@ -64,7 +64,7 @@ class ConceptsFlags:
     layer: int | None = None
     """The block that is read, counted from 0; by default the first of the run's, or the SAE's own."""
     seeds: int = 1
-    """With --run: SAEs trained from other weights, and controls; 1: the run's own."""
+    """With --run: SAEs and controls trained from so many seeds, the run's the first; 1: the run's own."""
     clips: int = 480
     """Composed clips, a multiple of four; half choose features, half judge them."""
     seconds: float = 10.0
@@ -109,11 +109,11 @@ def pocket_verb(flags: PocketFlags) -> str:
     from musae_jax.progress import progress_bar
 
     bench, model = PocketBench(prompts=flags.prompts, seed=flags.seed), load_musicgen(flags.model)
-    if flags.examples:
-        write_examples(model, flags.examples, flags.seed)
     with progress_bar("pocket", console) as progress:
         figures = measure_pocket(model, bench, progress)
     write_figures(flags.json, figures)
+    if flags.examples:
+        write_examples(model, flags.examples, flags.seed)
     return pocket_markdown(figures)
 
 

@@ -65,8 +65,8 @@ def measure_pocket(mg: MusicGen, bench: PocketBench | None = None, progress: Pro
     bench, config = bench or PocketBench(), mg.config
     if (config.sampling_rate, config.frame_rate, config.audio_channels) != (16_000, 50, 1):
         raise MusaeError(
-            f"this bench is of pocket models, mono at 16000 Hz with 50 frames a second; this one has"
-            f" {config.audio_channels} channels at {config.sampling_rate} Hz with {config.frame_rate:g}"
+            "this bench is of pocket models, which have 1 channel, 16000 Hz and 50 frames a second; this one has"
+            f" {config.audio_channels}, {config.sampling_rate} and {config.frame_rate:g}"
         )
     if bench.prompts < 32:
         raise MusaeError(f"--prompts is {bench.prompts}; it must be 32 or more, for all instruments to be asked for")

@@ -90,10 +90,11 @@ def train_pocket(
     it goes on.
 
     With `start` its codes are kept, which the language model knows, and language model and decoder are trained further.
-    A line of figures per 50 steps is appended to `work`/train.jsonl.
+    A line of figures per 50 steps is appended to `work`/train.jsonl. Called with more steps of the language model, or
+    other ones of the decoder, it goes on from where these stand.
 
     Raises:
-      MusaeError: `work` was begun with other music, another codec or another `start`.
+      MusaeError: `work` was begun with other music, another codec or another `start`, or by an older version.
     """
     work = Path(work)
     work.mkdir(parents=True, exist_ok=True)
@@ -155,10 +156,12 @@ def _begin(path: Path, training: PocketTraining, start: MusicGen | None) -> None
         "codec": None if start else dataclasses.asdict(training.codec),
     }
     if not path.exists():
+        if (path.parent / "codes.npy").exists():
+            raise MusaeError(f"{path.parent} was begun by an older version; give another folder with --work")
         write_json(path, asked)
     begun = read_json(path)
     if other := [name for name, value in asked.items() if begun.get(name) != value]:
         raise MusaeError(
-            f"{path.parent} was begun with another choice of {', '.join(other)}; ask for the same as then, or give"
-            " another folder with --work"
+            f"{path.parent} was begun with another choice of {', '.join(other)} (see {path.name} there); ask for the"
+            " same as then, or give another folder with --work"
         )

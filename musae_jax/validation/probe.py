@@ -14,7 +14,7 @@ from musae_jax.validation.judge import Judge, fit_judge, judge_statistics
 
 CLIP_PENALTIES = (0.01, 0.03, 0.1, 0.3)
 FRAME_PENALTIES = (0.001,)
-FRAMES = 12_000  # that a probe of frames is fitted on, or some more; at random, for evenly spaced ones keep the beat
+FRAMES = 12_000  # that a probe of frames is fitted on, up to twice as many; at random, as even spacing keeps the beat
 _ROWS = 8192  # told at a time
 
 

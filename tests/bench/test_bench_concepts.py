@@ -133,20 +133,29 @@ def test_seeds_are_trained_beside_the_run(run, tmp_path, capsys):
         (("--run", "RUN", "--layer", "0"), "has layers 1, not 0"),
         (("--run", "RUN", "--clips", "30"), "multiple of four"),
         (("--run", "RUN", "--clips", "4"), "in 4 clips no concept occurs often enough"),
-        (("--run", "RUN", "--clips", "800000"), "GiB; judge at most"),
+        (("--run", "RUN", "--clips", "800000"), "GiB; 2 GiB of them can be judged"),
         (("--run", "RUN", "--shuffles", "0"), "--shuffles is 0"),
         (("--run", "RUN", "--seeds", "0"), "--seeds is 0"),
         (("--sae", "SAE", "--seeds", "2"), "--seeds goes with --run"),
-        (("--sae", "SAE", "OTHER"), "different hooks, blocks.0.resid_post, blocks.1.resid_post"),
+        (
+            ("--sae", "SAE", "OTHER"),
+            "different models, another, MODEL; give seeds of one kind, or say which with --model",
+        ),
+        (
+            ("--sae", "SAE", "OTHER", "--model", "MODEL"),
+            "different hooks, blocks.1.resid_post, unnamed; give seeds of one kind, or say which with --layer",
+        ),
+        (("--sae", "SAE", "OTHER", "--model", "pocket", "--layer", "1"), "width 24, but pocket has width 192"),
         (("--sae", "SAE", "--model", "pocket"), "width 24, but pocket has width 192"),
     ],
 )
 def test_bad_calls_are_one_sentence(run, flags, words, capsys, tmp_path):
     sae = load_sae(run.sae_folder(1))
-    hook = {"hook_name": "blocks.0.resid_post"}
-    other = dataclasses.replace(sae.config, metadata={**sae.config.metadata, **hook})
+    other = dataclasses.replace(sae.config, metadata={"model_name": "another"})
     save_sae(tmp_path / "other", dataclasses.replace(sae, config=other))
     places = {"RUN": str(run.folder), "SAE": str(run.sae_folder(1)), "OTHER": str(tmp_path / "other")}
+    places["MODEL"] = run.config.model
+    words = words.replace("MODEL", run.config.model)
     pairs = zip(SIZE[::2], SIZE[1::2])
     small = tuple(part for name, value in pairs if name not in flags for part in (name, value))
     work = ("--work", str(tmp_path)) if "pocket" in flags and "--sae" in flags else ()

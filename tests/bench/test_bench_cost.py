@@ -7,6 +7,7 @@ from musae_jax.bench.cost import CostBench, bench_cost
 from musae_jax.errors import MusaeError
 
 
+@pytest.mark.slow
 def test_every_combination_stands_beside_its_floor():
     rows = bench_cost(CostBench(("tiny",), (1, 3), (3.0,), "mixed", turns=1))
     assert [row["name"] for row in rows] == ["cost/bandwidth", "cost/product"] + ["cost/generate", "cost/harvest"] * 2

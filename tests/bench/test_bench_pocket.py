@@ -14,6 +14,7 @@ from musae_jax.bench.pocket_report import HEADS, pocket_markdown, pocket_rows
 from musae_jax.bench.samples import chroma_entropy, diatonic_mass, onset_rate, sampled
 from musae_jax.compose.composer import compose
 from musae_jax.compose.render import render
+from musae_jax.errors import MusaeError
 from musae_jax.validation.judge import PARTS, columns, hear
 
 SMALL = PocketBench(
@@ -45,6 +46,13 @@ def test_samples_are_as_many_as_are_asked_for_and_all_different(tiny_musicgen, m
     monkeypatch.setattr("musae_jax.bench.samples.SAMPLES_AT_A_TIME", 3)
     codes = sampled(tiny_musicgen, 8, 20, jax.random.key(0))
     assert codes.shape == (8, 2, 20) and len(np.unique(codes.reshape(8, -1), axis=0)) == 8
+
+
+def test_a_model_of_another_kind_is_refused(tiny_musicgen):
+    audio = dataclasses.replace(tiny_musicgen.config.audio, sampling_rate=32_000)
+    other = tiny_musicgen.replace(config=dataclasses.replace(tiny_musicgen.config, audio=audio))
+    with pytest.raises(MusaeError, match="this one has 1, 32000 and 100"):
+        measure_pocket(other)
 
 
 def test_prompts_ask_for_everything_equally_often():

@@ -1,10 +1,12 @@
 """The bench of steering at a tiny size; what it finds on the pocket model is in docs/steer.md."""
 
 import numpy as np
+import pytest
 
 from musae_jax.bench.steer import SteerBench, bench_steer
 
 
+@pytest.mark.slow
 def test_steering_beside_generation_left_alone(tiny_musicgen):
     bench = SteerBench(2, 0.2, 40, 3, turns=1, features=2, strengths=(0.5, 1.0), sweep_seconds=0.2, sweep_batch=5)
     rows = bench_steer(tiny_musicgen, "tiny", bench)

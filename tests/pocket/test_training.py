@@ -23,6 +23,12 @@ TRAINING = codec.CodecTraining(steps=6, continuous_steps=3, batch_size=2, crop_f
 
 
 @pytest.fixture(scope="module")
+def codec_config(tiny_config):
+    """Of as many samples a frame in two strides instead of four: compiling the codec's steps is most of the time."""
+    return dataclasses.replace(tiny_config.audio, upsampling_ratios=(20, 16))
+
+
+@pytest.fixture(scope="module")
 def bank(tmp_path_factory):
     return open_bank(tmp_path_factory.mktemp("bank"), 4, 1, 2.0, 16_000)
 
@@ -79,8 +85,8 @@ def test_codebooks_are_running_means_and_dead_codes_move():
     assert now[0, 0] == pytest.approx(4.0)
 
 
-def test_a_killed_codec_training_ends_as_an_unbroken_one(tiny_config, bank, tmp_path):
-    config, rows, compiled = tiny_config.audio, [], codec.train_step._cache_size()
+def test_a_killed_codec_training_ends_as_an_unbroken_one(codec_config, bank, tmp_path):
+    config, rows, compiled = codec_config, [], codec.train_step._cache_size()
     whole = codec.train_codec(config, TRAINING, bank, bank, tmp_path / "whole", rows.append, save_every=2)
     assert {"si_sdr_quantised", "log_mel_db_continuous", "used_1"} <= set(rows[-1]["held_out"])
 
@@ -98,8 +104,8 @@ def test_a_killed_codec_training_ends_as_an_unbroken_one(tiny_config, bank, tmp_
     assert codes.shape == (4, 2, 100) and codes.max() < 16
 
 
-def test_polishing_betters_the_decoder_and_leaves_the_codes(tiny_config, bank, tmp_path):
-    config, rows = tiny_config.audio, []
+def test_polishing_betters_the_decoder_and_leaves_the_codes(codec_config, bank, tmp_path):
+    config, rows = codec_config, []
     codec_state = codec.init_state(config, TRAINING)
     codec_state = codec.start_codebooks(codec_state, config, dataclasses.replace(TRAINING, batch_size=2), bank)
     codes = codec.encode_bank(codec_state, config, bank, tmp_path / "codes.npy")
@@ -401,12 +407,16 @@ def test_a_work_folder_goes_on_only_with_what_it_was_begun_with(tiny_musicgen, t
     begun(tmp_path / "new", few, None)
     begun(tmp_path / "new", dataclasses.replace(few, language_model=lm.LanguageModelTraining(steps=7)), None)
     for change in ({"clips": 3}, {"codec": codec.CodecTraining(steps=9)}):
-        with pytest.raises(MusaeError, match=f"begun with another choice of {next(iter(change))}; .* --work"):
+        with pytest.raises(MusaeError, match=f"another choice of {next(iter(change))} .*begun.json.* --work"):
             train_pocket(tmp_path / "new", dataclasses.replace(few, **change))
     begun(tmp_path / "further", few, tiny_musicgen)
     for other in (None, random_musicgen(tiny_musicgen.config, jax.random.key(1), tiny_musicgen.tokenizer)):
         with pytest.raises(MusaeError, match="another choice of start"):
             train_pocket(tmp_path / "further", few, other)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "codes.npy").touch()
+    with pytest.raises(MusaeError, match="older version"):
+        train_pocket(tmp_path / "old", few)
 
 
 @pytest.mark.slow

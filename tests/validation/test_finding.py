@@ -9,7 +9,7 @@ from known_dictionary import CHILDREN, CLIP, HIDDEN, HOLES, RARE, SPLIT, WHOLE, 
 from musae_jax.labels.evidence import corrected
 from musae_jax.validation import finding
 from musae_jax.validation.finding import FOUND, find_concepts, score_all
-from musae_jax.validation.probe import find_by_probe
+from musae_jax.validation.probe import FRAMES, find_by_probe, fit_probe, told_by_probe
 from musae_jax.validation.splitting import split_concepts
 
 
@@ -89,6 +89,15 @@ def test_a_split_concept_and_an_absorbed_one_are_told_apart(world):
     assert 7 <= splits[HOLES].absorber < 7 + CHILDREN
     without = split_concepts(panel, activity, found)
     assert [s and s.parts for s in without] == [s and s.parts for s in splits] and without[HOLES].absorbed is None
+
+
+def test_a_probe_of_many_frames_hears_those_between_the_beats():
+    clips, every = 4, 2 * FRAMES // 4  # twice as many frames as are taken; every second one would be on the beat
+    on = np.arange(every) % 2 == 0
+    x = np.broadcast_to(np.stack([on, ~on], 1).astype(np.float32), (clips, every, 2))
+    truth = np.broadcast_to(on[:, None], (clips, every, 1))
+    told = told_by_probe(fit_probe(x, truth, ["beat"]), x)
+    assert ((told > 0.5) == truth).all()
 
 
 def test_a_probe_finds_what_is_linear_and_nothing_else(world):
