@@ -139,7 +139,7 @@ def test_seeds_are_trained_beside_the_run(run, tmp_path, capsys):
         (("--sae", "SAE", "--seeds", "2"), "--seeds goes with --run"),
         (
             ("--sae", "SAE", "OTHER"),
-            "different models, another, MODEL; give seeds of one kind, or say which with --model",
+            "different models, MODEL, another; give seeds of one kind, or say which with --model",
         ),
         (
             ("--sae", "SAE", "OTHER", "--model", "MODEL"),
