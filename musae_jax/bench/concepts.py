@@ -100,7 +100,7 @@ class Stage:
         if (held := clips * positions * config.decoder.hidden_size) > LIMIT:
             raise MusaeError(
                 f"the residuals of {clips} clips at {hook_name(self.layer)} of {self.name} take {held / 2**28:.1f} GiB;"
-                f" 2 GiB of them can be judged: give fewer --clips or --seconds"
+                f" {LIMIT / 2**28:g} GiB of them can be judged: give fewer --clips or --seconds"
             )
 
     @cached_property

@@ -129,7 +129,7 @@ def summarise(panel: Panel, results: Sequence[Result]) -> dict[str, dict[str, An
     mcc                              see `find_concepts`
     concepts_per_feature             of features that find any
     split                            share of concepts beyond luck that several features share
-    absorbed                         mean share of positives on the side absorbed, over concepts beyond luck
+    absorbed                         the mean over concepts beyond luck of what `concept_rows` calls so
     families                         {family: coverage}
     """
     summary: dict[str, dict[str, Any]] = {}
